@@ -1,0 +1,271 @@
+//! The bound of every field of `agent.proto`. The agent calls [`Bounded::check`] on each request before anything else; what breaks a
+//! bound is refused as a whole (INVALID_ARGUMENT) and changes nothing.
+
+use crate::api;
+use thiserror::Error;
+
+/// Longest container, exec and sandbox id, in bytes (containerd's `identifiers.Validate` allows 76).
+pub const MAX_ID: usize = 128;
+/// Longest image reference, in bytes.
+pub const MAX_REFERENCE: usize = 1024;
+/// Longest OCI spec or process, in bytes. ttrpc frames end at 4 MiB.
+pub const MAX_SPEC: usize = 3 << 20;
+/// Longest initdata, compressed, in bytes; Kubernetes ends annotations at 256 KiB.
+pub const MAX_INITDATA: usize = 1 << 20;
+/// Most network interfaces of a pod.
+pub const MAX_INTERFACES: usize = 16;
+/// Most addresses of an interface.
+pub const MAX_ADDRESSES: usize = 32;
+/// Most routes of a pod.
+pub const MAX_ROUTES: usize = 128;
+/// Longest hostname (`HOST_NAME_MAX`, limits.h).
+pub const MAX_HOSTNAME: usize = 64;
+/// Longest interface name (`IFNAMSIZ` - 1, linux/if.h).
+pub const MAX_IFNAME: usize = 15;
+/// Most registries that are reached by plain HTTP.
+pub const MAX_PLAIN_HTTP: usize = 64;
+/// Highest signal number (`_NSIG`).
+pub const MAX_SIGNAL: u32 = 64;
+/// Highest width and height of a terminal (`struct winsize` holds 16 bits).
+pub const MAX_WINSIZE: u32 = 0xffff;
+
+/// A field outside its bound: the field, and the rule that it breaks.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{field}: {rule}")]
+pub struct BoundError {
+    /// Name in `agent.proto`.
+    pub field: &'static str,
+    /// What was expected.
+    pub rule: String,
+}
+
+/// Checks the bounds of a request.
+pub trait Bounded {
+    /// The first field that is outside its bound, if any.
+    fn check(&self) -> Result<(), BoundError>;
+}
+
+fn ensure(ok: bool, field: &'static str, rule: impl Into<String>) -> Result<(), BoundError> {
+    if ok { Ok(()) } else { Err(BoundError { field, rule: rule.into() }) }
+}
+
+fn at_most(len: usize, max: usize, field: &'static str, unit: &str) -> Result<(), BoundError> {
+    ensure(len <= max, field, format!("at most {max} {unit}, got {len}"))
+}
+
+/// An id becomes a path inside the guest: letters, digits, `_`, `.`, `-`, beginning with a letter or digit.
+pub fn check_id(field: &'static str, id: &str) -> Result<(), BoundError> {
+    at_most(id.len(), MAX_ID, field, "bytes")?;
+    ensure(id.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()), field, "must begin with a letter or digit")?;
+    ensure(
+        id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-')),
+        field,
+        "only letters, digits, '_', '.' and '-'",
+    )
+}
+
+fn check_exec_id(id: &str) -> Result<(), BoundError> {
+    if id.is_empty() { Ok(()) } else { check_id("exec_id", id) }
+}
+
+/// `sha256:` and 64 lower-case hexadecimal digits.
+pub fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+/// A registry or broker authority: no white space, no control bytes, no path.
+fn is_host(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 255
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']'))
+}
+
+impl Bounded for api::CreateSandboxRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("sandbox_id", &self.sandbox_id)?;
+        at_most(self.hostname.len(), MAX_HOSTNAME, "hostname", "bytes")?;
+        // A newline here once became a line of /etc/hosts elsewhere (attack 4).
+        ensure(
+            self.hostname.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')),
+            "hostname",
+            "only letters, digits, '.', '-' and '_'",
+        )?;
+        at_most(self.interfaces.len(), MAX_INTERFACES, "interfaces", "entries")?;
+        for interface in &self.interfaces {
+            interface.check()?;
+        }
+        at_most(self.routes.len(), MAX_ROUTES, "routes", "entries")?;
+        for route in &self.routes {
+            route.check()?;
+        }
+        at_most(self.initdata.len(), MAX_INITDATA, "initdata", "bytes")?;
+        ensure((0..=253_402_300_799).contains(&self.host_time), "host_time", "seconds since 1970, up to the year 9999")
+    }
+}
+
+impl Bounded for api::Interface {
+    fn check(&self) -> Result<(), BoundError> {
+        check_ifname("interfaces.name", &self.name)?;
+        ensure(self.mac.len() == 6, "interfaces.mac", "six bytes")?;
+        ensure((68..=65535).contains(&self.mtu), "interfaces.mtu", "68 to 65535")?;
+        at_most(self.addresses.len(), MAX_ADDRESSES, "interfaces.addresses", "entries")?;
+        ensure(self.addresses.iter().all(|a| is_cidr(a)), "interfaces.addresses", "CIDR notation")
+    }
+}
+
+impl Bounded for api::Route {
+    fn check(&self) -> Result<(), BoundError> {
+        check_ifname("routes.interface", &self.interface)?;
+        ensure(self.destination.is_empty() || is_cidr(&self.destination), "routes.destination", "CIDR notation or empty")?;
+        ensure(self.gateway.is_empty() || self.gateway.parse::<std::net::IpAddr>().is_ok(), "routes.gateway", "an address or empty")
+    }
+}
+
+fn check_ifname(field: &'static str, name: &str) -> Result<(), BoundError> {
+    ensure(
+        (1..=MAX_IFNAME).contains(&name.len())
+            && name != "."
+            && name != ".."
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'@')),
+        field,
+        format!("1 to {MAX_IFNAME} letters, digits, '.', '-', '_' or '@'"),
+    )
+}
+
+fn is_cidr(text: &str) -> bool {
+    let Some((address, prefix)) = text.split_once('/') else { return false };
+    let max = match address.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(_)) => 32,
+        Ok(std::net::IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    prefix.parse::<u8>().is_ok_and(|p| p <= max)
+}
+
+impl Bounded for api::CreateContainerRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        at_most(self.image_reference.len(), MAX_REFERENCE, "image_reference", "bytes")?;
+        ensure(self.image_reference.bytes().all(|b| b.is_ascii_graphic()), "image_reference", "printable ASCII without spaces")?;
+        ensure(
+            self.image_digest_hint.is_empty() || is_digest(&self.image_digest_hint),
+            "image_digest_hint",
+            "empty or sha256: and 64 lower-case hexadecimal digits",
+        )?;
+        at_most(self.spec.len(), MAX_SPEC, "spec", "bytes")?;
+        at_most(self.plain_http_registries.len(), MAX_PLAIN_HTTP, "plain_http_registries", "entries")?;
+        ensure(self.plain_http_registries.iter().all(|r| is_host(r)), "plain_http_registries", "host[:port]")
+    }
+}
+
+impl Bounded for api::ExecProcessRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        check_id("exec_id", &self.exec_id)?;
+        at_most(self.process.len(), MAX_SPEC, "process", "bytes")
+    }
+}
+
+impl Bounded for api::SignalProcessRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        check_exec_id(&self.exec_id)?;
+        ensure(self.signal <= MAX_SIGNAL, "signal", format!("0 to {MAX_SIGNAL}"))
+    }
+}
+
+impl Bounded for api::ResizePtyRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        check_exec_id(&self.exec_id)?;
+        ensure(self.width <= MAX_WINSIZE, "width", format!("at most {MAX_WINSIZE}"))?;
+        ensure(self.height <= MAX_WINSIZE, "height", format!("at most {MAX_WINSIZE}"))
+    }
+}
+
+impl Bounded for api::UpdateContainerRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        at_most(self.resources.len(), MAX_SPEC, "resources", "bytes")
+    }
+}
+
+macro_rules! only_ids {
+    ($($message:ident),*) => {$(
+        impl Bounded for api::$message {
+            fn check(&self) -> Result<(), BoundError> {
+                check_id("container_id", &self.container_id)?;
+                check_exec_id(&self.exec_id)
+            }
+        }
+    )*};
+}
+only_ids!(StartProcessRequest, WaitProcessRequest, DeleteProcessRequest);
+
+macro_rules! only_container {
+    ($($message:ident),*) => {$(
+        impl Bounded for api::$message {
+            fn check(&self) -> Result<(), BoundError> {
+                check_id("container_id", &self.container_id)
+            }
+        }
+    )*};
+}
+only_container!(ContainerRequest, ListProcessesRequest);
+
+impl Bounded for api::Empty {
+    fn check(&self) -> Result<(), BoundError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_could_leave_their_directory_are_refused() {
+        for id in ["", ".", "..", "../x", "a/b", "a\0b", "-x", " x", "a b", &"a".repeat(MAX_ID + 1)] {
+            assert!(check_id("container_id", id).is_err(), "{id:?}");
+        }
+        for id in ["a", "demo-1", "0f.3_x", &"a".repeat(MAX_ID)] {
+            assert_eq!(check_id("container_id", id), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_hostname_cannot_carry_a_line() {
+        let mut request = api::CreateSandboxRequest { sandbox_id: "s".into(), ..Default::default() };
+        assert_eq!(request.check(), Ok(()));
+        for hostname in ["a\nb", "a b", "a\tb", &"h".repeat(65)] {
+            request.hostname = hostname.to_owned();
+            assert_eq!(request.check().unwrap_err().field, "hostname");
+        }
+    }
+
+    #[test]
+    fn digests_are_exact() {
+        assert!(is_digest(&format!("sha256:{}", "a1".repeat(32))));
+        for text in ["sha256:../../x", &format!("sha256:{}", "A1".repeat(32)), &format!("sha512:{}", "a".repeat(128)), "sha256:abc"] {
+            assert!(!is_digest(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_cidr() {
+        for (text, ok) in [("10.0.0.2/24", true), ("fd00::2/64", true), ("10.0.0.2", false), ("10.0.0.2/33", false), ("x/1", false)] {
+            assert_eq!(is_cidr(text), ok, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_numeric_field_has_an_end() {
+        let mut signal = api::SignalProcessRequest { container_id: "c".into(), ..Default::default() };
+        signal.signal = 65;
+        assert_eq!(signal.check().unwrap_err().field, "signal");
+        let mut resize = api::ResizePtyRequest { container_id: "c".into(), ..Default::default() };
+        resize.height = 70_000;
+        assert_eq!(resize.check().unwrap_err().field, "height");
+    }
+}

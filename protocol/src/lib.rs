@@ -1,0 +1,41 @@
+//! The host-guest line of Cloister: every byte that crosses from the host into a guest is described here.
+//!
+//! - `api`: the messages and the ttrpc service, generated from `proto/agent.proto`.
+//! - [`bounds`]: the bound of every field, checked by the agent before it looks at anything else.
+//! - [`stream`]: the framing of stdio streams, one vsock connection each.
+//! - [`courier`]: what the guest may ask of the host: blobs by digest, TCP tunnels.
+//! - [`console`]: the first line of a guest that is up, and the agent's log lines after it.
+//!
+//! This crate imports nothing of ours.
+
+#[allow(missing_docs, clippy::all)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/agent/modules.rs"));
+}
+
+pub mod bounds;
+pub mod console;
+pub mod courier;
+pub mod line;
+pub mod stream;
+
+pub use generated::{agent as api, agent_ttrpc as service};
+
+/// vsock context id of the host (`VMADDR_CID_HOST`, `include/uapi/linux/vm_sockets.h`).
+pub const HOST_CID: u32 = 2;
+
+/// Where the guest listens.
+pub mod guest_port {
+    /// ttrpc, the service `cloister.agent.v1.Agent`.
+    pub const RPC: u32 = 1024;
+    /// Stdio streams, see [`crate::stream`].
+    pub const STREAM: u32 = 1025;
+}
+
+/// Where the host listens, for this guest only.
+pub mod host_port {
+    /// See [`crate::console`].
+    pub const CONSOLE: u32 = 1024;
+    /// See [`crate::courier`].
+    pub const COURIER: u32 = 1025;
+}
