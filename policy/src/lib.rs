@@ -1,1 +1,15 @@
-//! Not written yet.
+//! What the owner of a workload decides beforehand: the initdata whose digest is measured with the VM, and the policy in it that
+//! says what the host may ask of the agent.
+//!
+//! - [`initdata`]: parse, digest and pack initdata 0.1.0.
+//! - [`workload`]: the typed policy and its decisions, each refusal one line.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod initdata;
+pub mod workload;
+
+mod allow;
+
+pub use allow::Allow;
+pub use initdata::{BrokerAddress, Initdata, InitdataDigest, InitdataError};
+pub use workload::{Denial, Overrides, Policy, PolicyError, Stdio};

@@ -1,0 +1,450 @@
+//! The typed policy of a workload, `policy.toml` in the initdata, and its decisions.
+//!
+//! ```toml
+//! [[image]]                          # without any [[image]]: every image that verifies
+//! digest = "sha256:9f2c…"            # of the manifest
+//! repository = "ghcr.io/acme/api"    # narrows it further
+//!
+//! [allow]                            # what the host may change or do; each is false, true or a list
+//! args = [["/bin/api", "--verbose"]] # whole command lines
+//! env = ["TZ", "MODE=batch"]         # a name with any value, or a name with this value
+//! user = ["1000:1000"]
+//! cwd = ["/srv"]
+//! capabilities = ["CAP_NET_ADMIN"]   # beyond the runtime's default set
+//! mounts = ["/etc/resolv.conf"]      # by destination
+//! exec = false                       # whole command lines
+//! signals = [1, 10]                  # beyond INT, QUIT, KILL and TERM
+//! terminal = false
+//! stdin = false
+//! output = true                      # stdout and stderr reach the host
+//! ```
+//!
+//! Three doors, from the widest:
+//! 1. no initdata: whatever the host asks for is done. The evidence says so, and no broker releases anything to it;
+//! 2. initdata without `policy.toml`: any image that verifies, as its own config describes it: nothing changed, no exec, no
+//!    stdin, no terminal; its output reaches the host. Which image that can usefully be is decided by the release of its keys;
+//! 3. initdata with `policy.toml`: that, and what is written there.
+//!
+//! An entry under `[[image]]` needs a digest. A repository alone would be no rule at all: the name is the host's word.
+
+use crate::{
+    allow::Allow,
+    initdata::{Initdata, one_line},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The file of the initdata that is the policy.
+pub const POLICY_FILE: &str = "policy.toml";
+
+/// Entries of any list in a policy.
+const MAX_ENTRIES: usize = 1024;
+
+/// Signals that a host may always send: it can end the whole VM as well. INT, QUIT, KILL, TERM.
+const ENDING_SIGNALS: [u32; 4] = [2, 3, 9, 15];
+
+/// A policy that cannot be used. The agent then starts nothing.
+#[derive(Debug, Error)]
+#[error("policy.toml in the initdata: {0}")]
+pub struct PolicyError(String);
+
+/// A refusal, on one line: what was asked, which rule, what to change.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("denied by policy: {asked}: {rule}; {remedy}")]
+pub struct Denial {
+    /// What the host wanted.
+    pub asked: String,
+    /// The rule that does not let it.
+    pub rule: String,
+    /// What the owner would change to let it.
+    pub remedy: String,
+}
+
+/// What the host's OCI spec adds to or changes of the image's verified config.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// The whole command line, where it is not the image's.
+    pub args: Option<Vec<String>>,
+    /// Variables that the image does not set, or sets to something else.
+    pub env: Vec<(String, String)>,
+    /// `uid:gid`, where it is not the image's.
+    pub user: Option<String>,
+    /// Working directory, where it is not the image's.
+    pub cwd: Option<String>,
+    /// Capabilities beyond the default set, `CAP_…`.
+    pub capabilities: Vec<String>,
+    /// Destinations of mounts beyond the default set.
+    pub mounts: Vec<String>,
+    /// A terminal instead of pipes.
+    pub terminal: bool,
+}
+
+/// Streams that the host wants to connect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stdio {
+    /// The host writes.
+    pub stdin: bool,
+    /// The host reads stdout or stderr.
+    pub output: bool,
+    /// The process gets a terminal.
+    pub terminal: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImageRule {
+    digest: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    repository: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AllowRules {
+    args: Allow<Vec<String>>,
+    env: Allow<String>,
+    user: Allow<String>,
+    cwd: Allow<String>,
+    capabilities: Allow<String>,
+    mounts: Allow<String>,
+    exec: Allow<Vec<String>>,
+    signals: Allow<u32>,
+    terminal: bool,
+    stdin: bool,
+    output: bool,
+}
+
+impl Default for AllowRules {
+    fn default() -> Self {
+        Self {
+            args: Allow::default(),
+            env: Allow::default(),
+            user: Allow::default(),
+            cwd: Allow::default(),
+            capabilities: Allow::default(),
+            mounts: Allow::default(),
+            exec: Allow::default(),
+            signals: Allow::default(),
+            terminal: false,
+            stdin: false,
+            // Output is what the workload itself chose to print; a job whose result cannot be seen is rarely what is wanted.
+            output: true,
+        }
+    }
+}
+
+/// `policy.toml` as it is written.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Rules {
+    image: Vec<ImageRule>,
+    allow: AllowRules,
+}
+
+/// The decision maker of one VM.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// `None` is the open door.
+    rules: Option<Rules>,
+}
+
+impl Policy {
+    /// The policy of a VM that was started with this initdata; `None` gives the open door.
+    pub fn from_initdata(initdata: Option<&Initdata>) -> Result<Self, PolicyError> {
+        let Some(initdata) = initdata else { return Ok(Self { rules: None }) };
+        let text = initdata.file(POLICY_FILE).unwrap_or_default();
+        Self::parse(text)
+    }
+
+    /// Reads a policy; unknown keys are errors.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        let rules: Rules = toml::from_str(text).map_err(|e| PolicyError(one_line(text, &e)))?;
+        rules.check()?;
+        Ok(Self { rules: Some(rules) })
+    }
+
+    /// Whether the host may do as it likes: the VM was started without initdata.
+    pub fn is_open(&self) -> bool {
+        self.rules.is_none()
+    }
+
+    /// May this image run? `reference` is as the host wrote it, `digest` (`sha256:…`) that of the manifest as verified.
+    pub fn image(&self, reference: &str, digest: &str) -> Result<(), Denial> {
+        let Some(rules) = &self.rules else { return Ok(()) };
+        if rules.image.is_empty() {
+            return Ok(());
+        }
+        let asked = || format!("image {} with manifest {}", short(reference), short(digest));
+        let Some(_) = rules.image.iter().find(|rule| rule.digest == digest) else {
+            return Err(denial(asked(), "no [[image]] has this digest", format!("add one with digest = {:?}", short(digest))));
+        };
+        let repository = repository(reference);
+        let named = rules.image.iter().any(|r| r.digest == digest && r.repository.as_deref().is_none_or(|name| name == repository));
+        if named {
+            return Ok(());
+        }
+        Err(denial(
+            asked(),
+            "the [[image]] with this digest names another repository",
+            format!("set its repository = {:?} or remove that key", short(repository)),
+        ))
+    }
+
+    /// May the host change these things?
+    pub fn overrides(&self, overrides: &Overrides) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        if let Some(args) = &overrides.args
+            && !allow.args.allows(|allowed| allowed == args)
+        {
+            return Err(not_allowed(format!("command line {}", list(args)), "args", &list(args)));
+        }
+        for (name, value) in &overrides.env {
+            let covers = |entry: &String| match entry.split_once('=') {
+                Some((n, v)) => n == name && v == value,
+                None => entry == name,
+            };
+            if !allow.env.allows(covers) {
+                // The value may be a secret of the host's side; it is not repeated.
+                return Err(not_allowed(format!("environment variable {}", short(name)), "env", &format!("{:?}", short(name))));
+            }
+        }
+        let one = |value: &Option<String>, rule: &Allow<String>, what: &str, key: &str| match value {
+            Some(value) if !rule.allows(|allowed| allowed == value) => {
+                Err(not_allowed(format!("{what} {}", short(value)), key, &format!("{:?}", short(value))))
+            }
+            _ => Ok(()),
+        };
+        one(&overrides.user, &allow.user, "user", "user")?;
+        one(&overrides.cwd, &allow.cwd, "working directory", "cwd")?;
+        for capability in &overrides.capabilities {
+            one(&Some(capability.clone()), &allow.capabilities, "capability", "capabilities")?;
+        }
+        for mount in &overrides.mounts {
+            one(&Some(mount.clone()), &allow.mounts, "mount at", "mounts")?;
+        }
+        self.stdio(Stdio { terminal: overrides.terminal, ..Stdio::default() })
+    }
+
+    /// May the host run one more process with this command line in a container?
+    pub fn exec(&self, args: &[String]) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        if allow.exec.allows(|allowed| allowed == args) {
+            return Ok(());
+        }
+        Err(not_allowed(format!("exec of {}", list(args)), "exec", &list(args)))
+    }
+
+    /// May the host connect these streams?
+    pub fn stdio(&self, stdio: Stdio) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        let wanted = [
+            (stdio.stdin, allow.stdin, "standard input", "stdin"),
+            (stdio.output, allow.output, "standard output", "output"),
+            (stdio.terminal, allow.terminal, "a terminal", "terminal"),
+        ];
+        for (asked, allowed, what, key) in wanted {
+            if asked && !allowed {
+                return Err(denial(what.into(), &format!("allow.{key} is false"), format!("set allow.{key} = true")));
+            }
+        }
+        Ok(())
+    }
+
+    /// May the host send this signal?
+    pub fn signal(&self, number: u32) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        if ENDING_SIGNALS.contains(&number) || allow.signals.allows(|allowed| *allowed == number) {
+            return Ok(());
+        }
+        Err(not_allowed(format!("signal {number}"), "signals", &number.to_string()))
+    }
+}
+
+impl Rules {
+    /// What the types cannot say.
+    fn check(&self) -> Result<(), PolicyError> {
+        let lengths = [
+            ("image", Some(self.image.len())),
+            ("allow.args", self.allow.args.length()),
+            ("allow.env", self.allow.env.length()),
+            ("allow.user", self.allow.user.length()),
+            ("allow.cwd", self.allow.cwd.length()),
+            ("allow.capabilities", self.allow.capabilities.length()),
+            ("allow.mounts", self.allow.mounts.length()),
+            ("allow.exec", self.allow.exec.length()),
+            ("allow.signals", self.allow.signals.length()),
+        ];
+        if let Some((key, _)) = lengths.iter().find(|(_, length)| length.is_some_and(|n| n > MAX_ENTRIES)) {
+            return Err(PolicyError(format!("{key}: more than {MAX_ENTRIES} entries")));
+        }
+        for rule in &self.image {
+            let digits = rule.digest.strip_prefix("sha256:").unwrap_or_default();
+            if digits.len() != 64 || digits.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                return Err(PolicyError(format!("image.digest {:?}: expected sha256: and 64 lower-case hex digits", short(&rule.digest))));
+            }
+            if let Some(name) = &rule.repository
+                && repository(name) != name
+            {
+                return Err(PolicyError(format!("image.repository {:?}: without tag and digest", short(name))));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A reference without its tag and digest.
+fn repository(reference: &str) -> &str {
+    let name = reference.split('@').next().unwrap_or_default();
+    // A colon before the last slash is a registry's port.
+    let start = name.rfind('/').map_or(0, |slash| slash + 1);
+    name[start..].find(':').map_or(name, |colon| &name[..start + colon])
+}
+
+fn denial(asked: String, rule: &str, remedy: String) -> Denial {
+    Denial { asked, rule: rule.into(), remedy: format!("{remedy} in policy.toml of the initdata") }
+}
+
+fn not_allowed(asked: String, key: &str, entry: &str) -> Denial {
+    denial(asked, &format!("allow.{key} does not have it"), format!("add {entry} to allow.{key}"))
+}
+
+/// A hostile string for an error text: bounded, and on one line.
+fn short(text: &str) -> String {
+    text.chars().take(160).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// A command line as TOML writes it, bounded.
+fn list(args: &[String]) -> String {
+    let shown: Vec<String> = args.iter().take(16).map(|a| format!("{:?}", short(a))).collect();
+    let more = if args.len() > 16 { ", …" } else { "" };
+    short(&format!("[{}{more}]", shown.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const OTHER: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn strings(list: &[&str]) -> Vec<String> {
+        list.iter().map(|s| (*s).to_owned()).collect()
+    }
+
+    /// One override each, so that a test can go through all of them.
+    fn each_override() -> Vec<(&'static str, Overrides)> {
+        let none = Overrides::default();
+        vec![
+            ("allow.args", Overrides { args: Some(strings(&["/bin/sh", "-c", "id"])), ..none.clone() }),
+            ("allow.env", Overrides { env: vec![("LD_PRELOAD".into(), "/x.so".into())], ..none.clone() }),
+            ("allow.user", Overrides { user: Some("0:0".into()), ..none.clone() }),
+            ("allow.cwd", Overrides { cwd: Some("/tmp".into()), ..none.clone() }),
+            ("allow.capabilities", Overrides { capabilities: strings(&["CAP_SYS_ADMIN"]), ..none.clone() }),
+            ("allow.mounts", Overrides { mounts: strings(&["/etc"]), ..none.clone() }),
+            ("allow.terminal", Overrides { terminal: true, ..none }),
+        ]
+    }
+
+    #[test]
+    fn without_initdata_the_door_is_open() {
+        let policy = Policy::from_initdata(None).unwrap();
+        assert!(policy.is_open());
+        for (key, overrides) in each_override() {
+            assert_eq!(policy.overrides(&overrides), Ok(()), "{key}");
+        }
+        assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
+        assert_eq!(policy.image("x", OTHER), Ok(()));
+        assert_eq!(policy.signal(10), Ok(()));
+        assert_eq!(policy.stdio(Stdio { stdin: true, output: true, terminal: true }), Ok(()));
+    }
+
+    #[test]
+    fn initdata_without_a_policy_runs_images_as_they_are() {
+        let (initdata, _) = Initdata::parse_toml("version = \"0.1.0\"\nalgorithm = \"sha256\"\n").unwrap();
+        let policy = Policy::from_initdata(Some(&initdata)).unwrap();
+        assert!(!policy.is_open());
+        assert_eq!(policy.image("anything:1", OTHER), Ok(()));
+        assert_eq!(policy.overrides(&Overrides::default()), Ok(()));
+        assert_eq!(policy.stdio(Stdio { output: true, ..Stdio::default() }), Ok(()));
+        for (key, overrides) in each_override() {
+            let text = policy.overrides(&overrides).unwrap_err().to_string();
+            assert!(text.contains(key) && !text.contains('\n'), "{key}: {text}");
+        }
+        assert!(policy.exec(&strings(&["id"])).is_err());
+        assert!(policy.stdio(Stdio { stdin: true, ..Stdio::default() }).is_err());
+        assert!(policy.signal(10).is_err());
+        assert_eq!(policy.signal(15), Ok(()));
+    }
+
+    #[test]
+    fn a_policy_in_the_initdata_is_the_one_that_counts() {
+        let text = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.toml\" = \"[allow]\\nexec = true\"\n";
+        let (initdata, _) = Initdata::parse_toml(text).unwrap();
+        assert_eq!(Policy::from_initdata(Some(&initdata)).unwrap().exec(&strings(&["id"])), Ok(()));
+        let (broken, _) = Initdata::parse_toml(&text.replace("exec", "exce")).unwrap();
+        let error = Policy::from_initdata(Some(&broken)).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("exce"), "{error}");
+    }
+
+    #[test]
+    fn images_are_known_by_digest() {
+        let policy = Policy::parse(&format!("[[image]]\ndigest = {DIGEST:?}\nrepository = \"127.0.0.1:5000/demo\"\n")).unwrap();
+        assert_eq!(policy.image("127.0.0.1:5000/demo:1", DIGEST), Ok(()));
+        assert_eq!(policy.image(&format!("127.0.0.1:5000/demo@{DIGEST}"), DIGEST), Ok(()));
+        let text = policy.image("127.0.0.1:5000/demo:1", OTHER).unwrap_err().to_string();
+        assert!(text.contains(OTHER) && text.contains("add one with digest"), "{text}");
+        let text = policy.image("127.0.0.1:5000/evil:1", DIGEST).unwrap_err().to_string();
+        assert!(text.contains("another repository"), "{text}");
+        let text = policy.image("a\nb", OTHER).unwrap_err().to_string();
+        assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn lists_allow_what_they_name_and_no_more() {
+        let policy = Policy::parse(
+            "[allow]\nargs = [[\"/bin/sh\", \"-c\", \"id\"]]\nenv = [\"TZ\", \"MODE=batch\"]\nuser = [\"0:0\"]\ncwd = [\"/tmp\"]\n\
+             capabilities = [\"CAP_SYS_ADMIN\"]\nmounts = [\"/etc\"]\nexec = [[\"id\"]]\nsignals = [10]\nterminal = true\noutput = false\n",
+        )
+        .unwrap();
+        for (key, overrides) in each_override() {
+            assert_eq!(policy.overrides(&overrides).is_ok(), key != "allow.env", "{key}");
+        }
+        let env = |name: &str, value: &str| Overrides { env: vec![(name.into(), value.into())], ..Overrides::default() };
+        assert_eq!(policy.overrides(&env("TZ", "anything")), Ok(()));
+        assert_eq!(policy.overrides(&env("MODE", "batch")), Ok(()));
+        let text = policy.overrides(&env("MODE", "hunter2")).unwrap_err().to_string();
+        assert!(!text.contains("hunter2"), "a value is not repeated: {text}");
+        assert!(policy.overrides(&Overrides { args: Some(strings(&["/bin/sh", "-c"])), ..Overrides::default() }).is_err());
+        assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
+        assert!(policy.exec(&strings(&["id", "-u"])).is_err());
+        assert_eq!(policy.signal(10), Ok(()));
+        assert!(policy.signal(12).is_err());
+        assert!(policy.stdio(Stdio { output: true, ..Stdio::default() }).is_err());
+    }
+
+    #[test]
+    fn malformed_policies_are_refused() {
+        let cases = [
+            ("[allow]\nargs = 1\n", "true, false or a list"),
+            ("[allow]\nexecs = true\n", "execs"),
+            ("[[image]]\nrepository = \"x\"\n", "digest"),
+            ("[[image]]\ndigest = \"sha256:AA\"\n", "64 lower-case"),
+            (&format!("[[image]]\ndigest = {DIGEST:?}\nrepository = \"x:1\"\n"), "without tag"),
+            (&format!("[allow]\nsignals = [{}]\n", "1,".repeat(MAX_ENTRIES + 1)), "allow.signals"),
+            ("images = []\n", "images"),
+        ];
+        for (text, wanted) in cases {
+            let error = Policy::parse(text).unwrap_err().to_string();
+            assert!(error.contains(wanted) && !error.contains('\n'), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn references_lose_tag_and_digest() {
+        for (reference, wanted) in
+            [("a:1", "a"), ("h:5000/a", "h:5000/a"), ("h:5000/a:1@sha256:x", "h:5000/a"), ("a@sha256:x", "a"), ("", "")]
+        {
+            assert_eq!(repository(reference), wanted, "{reference}");
+        }
+    }
+}
