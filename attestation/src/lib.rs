@@ -1,1 +1,29 @@
-//! Not written yet.
+//! Attestation: how a guest proves what it is, and how it then receives secrets.
+//!
+//! - [`kbs`]: the messages of the KBS protocol 0.4.0.
+//! - [`report_data`]: what the evidence signs over, so that it belongs to this key and this challenge.
+//! - [`jwe`]: secrets on their way from the broker to the guest's key.
+//! - [`resource`]: names of secrets, `kbs:///repository/type/tag`.
+//! - [`evidence`]: what a TEE must be able to do (collect) and what a broker must know (verify); [`sample`] is the development
+//!   stand-in that proves nothing.
+//! - [`token`]: the attestation result as EAR.
+//! - [`client`]: the guest's side of the protocol, one handshake for all that a VM needs.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod client;
+pub mod evidence;
+pub mod jcs;
+pub mod jwe;
+pub mod kbs;
+pub mod report_data;
+pub mod resource;
+pub mod sample;
+pub mod token;
+
+mod encoding;
+
+pub use client::{BrokerClient, ClientError};
+pub use evidence::{Attester, Claims, EvidenceError, Verifier};
+pub use jwe::{Jwe, JweError, TeeKey};
+pub use kbs::Tee;
+pub use resource::ResourceUri;

@@ -1,0 +1,115 @@
+//! One trait for each side of evidence, so that a TEE is one file: an [`Attester`] in the guest, a [`Verifier`] at the broker.
+
+use crate::{kbs::Tee, report_data::ReportData};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+/// Why there is no evidence, or none that counts. One line each.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum EvidenceError {
+    /// The TEE does not give any.
+    #[error("{tee} evidence: cannot be collected: {reason}")]
+    Collect {
+        /// Which.
+        tee: Tee,
+        /// Why.
+        reason: String,
+    },
+    /// It does not have its form.
+    #[error("{tee} evidence: {reason}")]
+    Malformed {
+        /// Which.
+        tee: Tee,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It was made for another challenge or another key: a replay.
+    #[error("{tee} evidence: made for another challenge or key: its report data is {found}, this handshake wants {wanted}")]
+    Binding {
+        /// Which.
+        tee: Tee,
+        /// Hex.
+        found: String,
+        /// Hex.
+        wanted: String,
+    },
+}
+
+/// The guest's side.
+pub trait Attester: Send + Sync {
+    /// What kind of evidence it collects.
+    fn tee(&self) -> Tee;
+
+    /// Evidence bound to `report_data`, in the JSON form of its kind. May block for as long as the hardware takes.
+    fn evidence(&self, report_data: &ReportData) -> Result<Value, EvidenceError>;
+}
+
+/// The broker's side.
+pub trait Verifier: Send + Sync {
+    /// What kind of evidence it verifies.
+    fn tee(&self) -> Tee;
+
+    /// What `evidence` proves, if it is genuine and bound to `report_data`.
+    fn verify(&self, evidence: &Value, report_data: &ReportData) -> Result<Claims, EvidenceError>;
+}
+
+/// What evidence proves; for [`Tee::Sample`], what it says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// The TEE.
+    pub tee: Tee,
+    /// Digest of what was launched; empty where the evidence has none.
+    #[serde(with = "hex::serde")]
+    pub launch_measurement: Vec<u8>,
+    /// The field that the owner's initdata is bound to, in the TEE's own length; empty where the evidence has none.
+    #[serde(with = "hex::serde")]
+    pub init_data: Vec<u8>,
+    /// What it is bound to.
+    #[serde(with = "hex::serde")]
+    pub report_data: Vec<u8>,
+}
+
+impl Claims {
+    /// Whether the VM was started with the initdata of this digest. Fields have the TEE's length: a digest that is longer was cut,
+    /// one that is shorter padded with zeros. No field, an all-zero one, and an empty digest equal nothing.
+    pub fn has_init_data(&self, digest: &[u8]) -> bool {
+        let field = &self.init_data;
+        let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
+        if zero(field) || zero(digest) {
+            return false;
+        }
+        let common = field.len().min(digest.len());
+        // A cut to less than SHA-256 would no longer bind anything.
+        common >= 32 && field[..common] == digest[..common] && zero(&field[common..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims(init_data: Vec<u8>) -> Claims {
+        Claims { tee: Tee::Snp, launch_measurement: vec![1; 48], init_data, report_data: vec![0; 64] }
+    }
+
+    #[test]
+    fn digests_are_compared_in_the_length_of_the_field() {
+        let digest = [7; 48];
+        assert!(claims(vec![7; 48]).has_init_data(&digest));
+        assert!(claims(vec![7; 32]).has_init_data(&digest), "SNP cuts to 32 bytes");
+        assert!(claims([vec![7; 32], vec![0; 16]].concat()).has_init_data(&[7; 32]), "TDX pads to 48 bytes");
+        assert!(!claims(vec![7; 48]).has_init_data(&[7; 32]), "what follows the digest must be padding");
+        assert!(!claims(vec![8; 32]).has_init_data(&digest));
+    }
+
+    #[test]
+    fn nothing_equals_nothing() {
+        assert!(!claims(Vec::new()).has_init_data(&[]));
+        assert!(!claims(vec![0; 32]).has_init_data(&[0; 32]), "a VM without initdata");
+        assert!(!claims(vec![0; 32]).has_init_data(&[]));
+        assert!(!claims(Vec::new()).has_init_data(&[7; 32]));
+        assert!(!claims(vec![7; 16]).has_init_data(&[7; 32]), "a field too short to bind anything");
+        assert!(!claims(vec![7; 32]).has_init_data(&[7; 16]));
+    }
+}
