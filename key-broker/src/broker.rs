@@ -1,0 +1,133 @@
+//! The broker as a whole: configuration, opening, serving, stopping.
+
+use crate::{
+    admin::AdminToken,
+    api,
+    listener::{BoundedListener, Peer},
+    metrics::Metrics,
+    session::Sessions,
+    store::{Store, StoreError},
+};
+use attestation::{Tee, Verifier, sample::SampleVerifier, token::TokenSigner};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::Notify};
+
+/// How long requests in flight may take to end when the broker stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a broker is started with.
+#[derive(Debug)]
+pub struct BrokerConfig {
+    /// File of the store; made when it is not there.
+    pub store: PathBuf,
+    /// Accept evidence of type `sample`, which proves nothing.
+    pub development: bool,
+    /// The administrator's key; without it nobody can store anything over the network.
+    pub admin: Option<AdminToken>,
+    /// Life of a session and of a token.
+    pub session_lifetime: Duration,
+    /// Sessions at once.
+    pub max_sessions: usize,
+}
+
+impl BrokerConfig {
+    /// A broker over this store, with neither development nor administrator, 10 000 sessions of five minutes.
+    pub fn new(store: &Path) -> Self {
+        Self { store: store.to_owned(), development: false, admin: None, session_lifetime: Duration::from_secs(300), max_sessions: 10_000 }
+    }
+}
+
+/// Why a broker does not start.
+#[derive(Debug, Error)]
+pub enum BrokerError {
+    /// The store.
+    #[error("broker store: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) sessions: Sessions,
+    pub(crate) signer: TokenSigner,
+    pub(crate) verifiers: BTreeMap<Tee, Box<dyn Verifier>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) admin: Option<AdminToken>,
+    pub(crate) development: bool,
+    pub(crate) session_lifetime: Duration,
+}
+
+/// An open broker.
+pub struct Broker {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("development", &self.shared.development).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Opens the store and everything else that a broker needs.
+    pub fn open(config: BrokerConfig) -> Result<Self, BrokerError> {
+        let store = Store::open(&config.store)?;
+        let signer = store.token_signer()?;
+        let mut verifiers: BTreeMap<Tee, Box<dyn Verifier>> = BTreeMap::new();
+        if config.development {
+            log::warn!(
+                "DEVELOPMENT BROKER: evidence of type sample is accepted, which proves nothing; whoever reaches this broker can have \
+                 every secret whose rule names the TEE sample"
+            );
+            verifiers.insert(Tee::Sample, Box::new(SampleVerifier));
+        }
+        let shared = Shared {
+            store,
+            sessions: Sessions::new(config.max_sessions, config.session_lifetime),
+            signer,
+            verifiers,
+            metrics: Metrics::default(),
+            admin: config.admin,
+            development: config.development,
+            session_lifetime: config.session_lifetime,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The store, for a tool that works on it in the same process.
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// The public key of the tokens, as JWK, for those who verify them.
+    pub fn token_jwk(&self) -> serde_json::Value {
+        self.shared.signer.jwk()
+    }
+
+    /// Serves until `shutdown`; requests in flight then have a few seconds to end.
+    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let service = api::router(self.shared.clone()).into_make_service_with_connect_info::<Peer>();
+        log::info!(address:% = listener.local_addr()?, development = self.shared.development; "broker serves");
+        let stopping = Arc::new(Notify::new());
+        let stop = stopping.clone();
+        let server = axum::serve(BoundedListener::new(listener), service).with_graceful_shutdown(async move {
+            shutdown.await;
+            stop.notify_one();
+        });
+        tokio::select! {
+            result = async { server.await } => result?,
+            () = async { stopping.notified().await; tokio::time::sleep(STOP_TIMEOUT).await } => {
+                log::warn!("requests still running are cut off");
+            }
+        }
+        log::info!("broker stopped");
+        Ok(())
+    }
+}

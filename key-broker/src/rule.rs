@@ -1,0 +1,225 @@
+//! Release rules: to whom a secret may be given, in a few lines that a lawyer can read.
+//!
+//! ```toml
+//! tee = ["snp", "tdx"]                   # kind of hardware
+//! launch_measurement = ["5f3a…"]         # what was started: hex, as `cloister measure` prints it
+//! init_data = ["sha256:9c1e…"]           # under which configuration and policy: digest of the initdata
+//! ```
+//!
+//! All three must be there and must match; within one, any entry will do. There is no entry that means "anything". A single value
+//! may stand without the brackets.
+
+use attestation::{Claims, Tee};
+use policy::InitdataDigest;
+use serde::{Deserialize, Serialize};
+use std::fmt::Display;
+use thiserror::Error;
+
+/// Longest rule, in bytes.
+pub const MAX_RULE: usize = 64 * 1024;
+
+/// Entries in any list of a rule.
+const MAX_ENTRIES: usize = 256;
+
+/// Entries of a list that a refusal repeats.
+const MAX_SHOWN: usize = 4;
+
+/// A rule that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("release rule: {0}")]
+pub struct RuleError(String);
+
+/// A parsed rule, with its text.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    text: String,
+    tee: Vec<Tee>,
+    launch_measurement: Vec<Vec<u8>>,
+    init_data: Vec<InitdataDigest>,
+}
+
+/// `"x"` or `["x", "y"]`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    tee: OneOrMore,
+    launch_measurement: OneOrMore,
+    init_data: OneOrMore,
+}
+
+/// The text of a rule with one entry each, for tools that write one.
+#[derive(Serialize)]
+struct Written<'a> {
+    tee: [Tee; 1],
+    launch_measurement: [String; 1],
+    init_data: [&'a str; 1],
+}
+
+impl OneOrMore {
+    fn read<T>(self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, RuleError> {
+        let list = match self {
+            Self::One(text) => vec![text],
+            Self::More(list) => list,
+        };
+        if list.is_empty() || list.len() > MAX_ENTRIES {
+            return Err(RuleError(format!("{key}: needs between 1 and {MAX_ENTRIES} entries")));
+        }
+        let entry = |text: &String| read(text).map_err(|e| RuleError(format!("{key}: {e}")));
+        list.iter().map(entry).collect()
+    }
+}
+
+impl Rule {
+    /// Reads a rule; a missing or unknown key is an error.
+    pub fn parse(text: &str) -> Result<Self, RuleError> {
+        if text.len() > MAX_RULE {
+            return Err(RuleError(format!("longer than {MAX_RULE} bytes")));
+        }
+        let document: Document = toml::from_str(text).map_err(|e| {
+            let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            RuleError(format!("line {line}: {}", e.message().split_whitespace().collect::<Vec<_>>().join(" ")))
+        })?;
+        let tee = document.tee.read("tee", |name| name.parse().map_err(|_| format!("{name:?} is no TEE")))?;
+        let launch_measurement = document.launch_measurement.read("launch_measurement", |digits| {
+            let bytes = hex::decode(digits).map_err(|_| format!("{digits:?} is not hex"))?;
+            if matches!(bytes.len(), 32 | 48 | 64) { Ok(bytes) } else { Err(format!("{digits:?} is not 32, 48 or 64 bytes of hex")) }
+        })?;
+        let init_data = document.init_data.read("init_data", |digest| digest.parse().map_err(|e| format!("{e}")))?;
+        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data })
+    }
+
+    /// The rule that releases to this TEE, this measurement (raw digest) and this initdata.
+    pub fn exactly(tee: Tee, launch_measurement: &[u8], init_data: &InitdataDigest) -> Result<Self, RuleError> {
+        let init_data = init_data.to_string();
+        let written = Written { tee: [tee], launch_measurement: [hex::encode(launch_measurement)], init_data: [&init_data] };
+        Self::parse(&toml::to_string(&written).map_err(|e| RuleError(e.to_string()))?)
+    }
+
+    /// The text, as it was read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the rule releases to a guest with these claims; else, on one line: which claim, what it is, what the rule wants, what
+    /// to change.
+    pub fn check(&self, claims: &Claims) -> Result<(), String> {
+        if !self.tee.contains(&claims.tee) {
+            let remedy = "run it on such hardware, or add the TEE to the rule";
+            return Err(mismatch("tee", &claims.tee, &self.tee, remedy));
+        }
+        if !self.launch_measurement.contains(&claims.launch_measurement) {
+            let wanted: Vec<String> = self.launch_measurement.iter().map(hex::encode).collect();
+            let remedy = "start the guest image that the rule names, or add this measurement to the rule";
+            return Err(mismatch("launch_measurement", &shown(&claims.launch_measurement), &wanted, remedy));
+        }
+        if !self.init_data.iter().any(|digest| claims.has_init_data(digest.bytes())) {
+            let remedy = "start the VM with that initdata, or add the digest of this one to the rule";
+            return Err(mismatch("init_data", &shown(&claims.init_data), &self.init_data, remedy));
+        }
+        Ok(())
+    }
+}
+
+/// A claim as a refusal shows it.
+fn shown(bytes: &[u8]) -> String {
+    if bytes.iter().all(|b| *b == 0) { "none".into() } else { hex::encode(bytes) }
+}
+
+fn mismatch(claim: &str, found: &dyn Display, wanted: &[impl Display], remedy: &str) -> String {
+    let list: Vec<String> = wanted.iter().take(MAX_SHOWN).map(ToString::to_string).collect();
+    let more = if wanted.len() > MAX_SHOWN { format!(" or one of {} more", wanted.len() - MAX_SHOWN) } else { String::new() };
+    format!("{claim} is {found}, the release rule wants {}{more}; {remedy}", list.join(" or "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEASUREMENT: &str = "111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111";
+    const INITDATA: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
+
+    fn text() -> String {
+        format!("tee = [\"snp\", \"sample\"]\nlaunch_measurement = {MEASUREMENT:?}\ninit_data = [{INITDATA:?}]\n")
+    }
+
+    fn claims() -> Claims {
+        Claims { tee: Tee::Sample, launch_measurement: vec![0x11; 48], init_data: vec![0x22; 32], report_data: vec![0; 48] }
+    }
+
+    #[test]
+    fn all_three_conditions_must_hold() {
+        let rule = Rule::parse(&text()).unwrap();
+        assert_eq!(rule.check(&claims()), Ok(()));
+        assert_eq!(rule.check(&Claims { tee: Tee::Snp, ..claims() }), Ok(()));
+        let cases = [
+            (Claims { tee: Tee::Tdx, ..claims() }, "tee is tdx, the release rule wants snp or sample; ".to_owned()),
+            (
+                Claims { launch_measurement: vec![0x33; 48], ..claims() },
+                format!("launch_measurement is {}, the release rule wants {MEASUREMENT}; ", "33".repeat(48)),
+            ),
+            (
+                Claims { launch_measurement: Vec::new(), ..claims() },
+                format!("launch_measurement is none, the release rule wants {MEASUREMENT}; "),
+            ),
+            (
+                Claims { init_data: vec![0x44; 32], ..claims() },
+                format!("init_data is {}, the release rule wants {INITDATA}; ", "44".repeat(32)),
+            ),
+            (Claims { init_data: vec![0; 32], ..claims() }, format!("init_data is none, the release rule wants {INITDATA}; ")),
+        ];
+        for (claims, wanted) in cases {
+            let refusal = rule.check(&claims).unwrap_err();
+            assert!(refusal.starts_with(&wanted) && !refusal.contains('\n'), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_is_written_is_read() {
+        let rule = Rule::exactly(Tee::Sample, &[0x11; 48], &INITDATA.parse().unwrap()).unwrap();
+        assert_eq!(rule.check(&claims()), Ok(()));
+        assert!(rule.check(&Claims { tee: Tee::Snp, ..claims() }).is_err());
+        assert!(Rule::parse(rule.text()).unwrap().check(&claims()).is_ok());
+        assert!(Rule::exactly(Tee::Sample, &[], &INITDATA.parse().unwrap()).is_err(), "no rule for guests without a measurement");
+    }
+
+    #[test]
+    fn long_lists_are_not_repeated_whole() {
+        let many: Vec<String> = (0..20).map(|n| format!("\"{}\"", format!("{n:02x}").repeat(48))).collect();
+        let rule = Rule::parse(&text().replace(&format!("{MEASUREMENT:?}"), &format!("[{}]", many.join(",")))).unwrap();
+        let refusal = rule.check(&claims().clone()).map_or_else(|e| e, |()| String::new());
+        assert_eq!(refusal, "", "0x11 is in the list");
+        let refusal = rule.check(&Claims { launch_measurement: vec![0xee; 48], ..claims() }).unwrap_err();
+        assert!(refusal.contains("or one of 16 more") && refusal.len() < 700, "{refusal}");
+    }
+
+    #[test]
+    fn rules_that_leave_something_open_are_refused() {
+        let good = text();
+        let cases = [
+            (good.replace("tee = [\"snp\", \"sample\"]\n", ""), "tee"),
+            (good.replace(&format!("init_data = [{INITDATA:?}]\n"), ""), "init_data"),
+            (good.replace(&format!("launch_measurement = {MEASUREMENT:?}\n"), ""), "launch_measurement"),
+            (good.replace(&format!("[{INITDATA:?}]"), "[]"), "init_data: needs between"),
+            (good.replace(INITDATA, "any"), "init_data"),
+            (good.replace(INITDATA, &"22".repeat(32)), "init_data"),
+            (good.replace(MEASUREMENT, "*"), "not hex"),
+            (good.replace(MEASUREMENT, "00"), "32, 48 or 64 bytes"),
+            (good.replace("\"snp\"", "\"none\""), "no TEE"),
+            (format!("{good}until = 3\n"), "line 4"),
+            (good.replace(&format!("{MEASUREMENT:?}"), "7"), "a text or a list"),
+            ("\u{0}".into(), "line 1"),
+            ("#".repeat(MAX_RULE + 1), "longer than"),
+        ];
+        for (text, wanted) in cases {
+            let error = Rule::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(wanted) && !error.contains('\n'), "{text:.80}: {error}");
+        }
+    }
+}
