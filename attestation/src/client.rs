@@ -19,9 +19,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -30,6 +33,9 @@ use zeroize::Zeroizing;
 
 /// Longest answer that is read, in bytes: a resource of 1 MiB in its JWE.
 const MAX_ANSWER: usize = 2 << 20;
+
+/// How long the body of an answer may take; a peer that trickles would hold a container's start for ever.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest value of the session cookie.
 const MAX_COOKIE: usize = 512;
@@ -252,7 +258,8 @@ impl BrokerClient {
         let unreachable = |reason: String| ClientError::Unreachable { broker: self.url.clone(), reason };
         let answer = self.http.send(request).await.map_err(|e| unreachable(e.to_string()))?;
         let (parts, body) = answer.into_parts();
-        let body = read_body(body, MAX_ANSWER).await.map_err(|e| unreachable(e.to_string()))?;
+        let body = tokio::time::timeout(BODY_TIMEOUT, read_body(body, MAX_ANSWER)).await;
+        let body = body.map_err(|_| unreachable("answer stopped in the middle".into()))?.map_err(|e| unreachable(e.to_string()))?;
         if parts.status == StatusCode::OK {
             return Ok((parts.headers, body));
         }

@@ -130,12 +130,14 @@ impl TeeKey {
     }
 }
 
+/// Whether a secret can be encrypted to this key.
+pub fn check_key(key: &TeePublicKey) -> Result<(), JweError> {
+    receiver(key).map(drop)
+}
+
 /// Encrypts `secret` to the guest's key.
 pub fn encrypt(secret: &[u8], to: &TeePublicKey) -> Result<Jwe, JweError> {
-    if to.kty != "EC" || to.crv != "P-256" || to.alg != ALGORITHM {
-        return Err(JweError::Key("only EC P-256 with ECDH-ES+A256KW is known"));
-    }
-    let receiver = public_key(&to.x, &to.y)?;
+    let receiver = receiver(to)?;
     let ephemeral = SecretKey::try_generate().map_err(|e| JweError::Random(e.to_string()))?;
     let (mut content_key, mut iv) = (Zeroizing::new([0; KEY_LEN]), [0; IV_LEN]);
     getrandom::fill(&mut *content_key).map_err(|e| JweError::Random(e.to_string()))?;
@@ -178,8 +180,15 @@ fn coordinates(key: &PublicKey) -> (String, String) {
     (url(&bytes[1..33]), url(&bytes[33..65]))
 }
 
+fn receiver(key: &TeePublicKey) -> Result<PublicKey, JweError> {
+    if key.kty != "EC" || key.crv != "P-256" || key.alg != ALGORITHM {
+        return Err(JweError::Key("only EC P-256 with ECDH-ES+A256KW is known"));
+    }
+    public_key(&key.x, &key.y)
+}
+
 /// The point must be on the curve: a crafted one would leak bits of the private key.
-pub(crate) fn public_key(x: &str, y: &str) -> Result<PublicKey, JweError> {
+fn public_key(x: &str, y: &str) -> Result<PublicKey, JweError> {
     let (x, y): ([u8; 32], [u8; 32]) = (member(x, "x")?, member(y, "y")?);
     let sec1 = [&[4], x.as_slice(), y.as_slice()].concat();
     PublicKey::from_sec1_bytes(&sec1).map_err(|_| JweError::Key("not a point of P-256"))

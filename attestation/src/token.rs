@@ -201,7 +201,7 @@ pub fn verify(token: &str, key: &VerifyingKey, now: u64) -> Result<Ear, TokenErr
         return Err(TokenError::Expired(body.exp));
     }
     let Annotated { runtime_data_claims: RuntimeClaims { tee_pubkey }, claims } = body.submods.cpu0.evidence;
-    jwe::public_key(&tee_pubkey.x, &tee_pubkey.y).map_err(|e| malformed(&e.to_string()))?;
+    jwe::check_key(&tee_pubkey).map_err(|e| malformed(&e.to_string()))?;
     Ok(Ear { issued: body.iat, expires: body.exp, development: body.development, claims, key: tee_pubkey })
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     broker::Shared,
-    error::ApiError,
+    error::{self, ApiError},
     listener::Peer,
     release,
     session::{Attested, SessionError, Turn},
@@ -103,6 +103,8 @@ async fn attest(
             Ok(with_cookie(&shared, id, &TokenReply { token: attested.token.clone() }))
         }
         Err(reason) => {
+            // It may quote what the peer sent.
+            let reason = error::one_line(&reason);
             shared.sessions.close(id, Instant::now());
             shared.metrics.handshake_failures.add_one();
             log::warn!(peer:% = peer.0, session = tag(id), tee:% = tee, decision = "refused", reason = reason; "handshake");
@@ -119,7 +121,7 @@ fn appraise(shared: &Shared, tee: Tee, nonce: &str, attestation: &Attestation) -
         return Err("the nonce is not the one of this session's challenge: a replay, or an answer to another challenge".into());
     }
     // A key that nothing can be encrypted to is better found now than at the first resource.
-    jwe::encrypt(b"", &runtime.tee_pubkey).map_err(|e| format!("tee-pubkey: {e}"))?;
+    jwe::check_key(&runtime.tee_pubkey).map_err(|e| format!("tee-pubkey: {e}"))?;
     let bound = report_data::primary(nonce, &runtime.tee_pubkey, &attestation.tee_evidence.additional_evidence);
     let verifier = shared.verifiers.get(&tee).ok_or_else(|| format!("this broker cannot verify evidence of type {tee}"))?;
     let claims = verifier.verify(&attestation.tee_evidence.primary_evidence, &bound).map_err(|e| e.to_string())?;
@@ -148,17 +150,19 @@ async fn resource(
     let (session, ear) = caller(&shared, &headers)?;
     let measurement = hex::encode(&ear.claims.launch_measurement);
     let rule = shared.store.rule(&uri).map_err(ApiError::internal)?;
-    let secret = shared.store.secret(&uri).map_err(ApiError::internal)?;
-    let decision = release::decide(&ear.claims, rule.as_ref(), secret.is_some(), shared.development);
-    if let Err(reason) = decision {
+    let stored = shared.store.has_secret(&uri).map_err(ApiError::internal)?;
+    if let Err(reason) = release::decide(&ear.claims, rule.as_ref(), stored, shared.development) {
         shared.metrics.refused.add_one();
         log::warn!(
             peer:% = peer.0, session = session, tee:% = ear.claims.tee, measurement = measurement, resource = uri.path(),
             decision = "refused", reason = reason; "resource"
         );
-        return Err(ApiError::denied(format!("{}: {reason}", uri.path())));
+        return Err(ApiError::denied(reason));
     }
-    let jwe = jwe::encrypt(secret.as_ref().map_or(&[], |s| s.as_slice()), &ear.key).map_err(ApiError::internal)?;
+    let secret = shared.store.secret(&uri).map_err(ApiError::internal)?;
+    // Deleted in between.
+    let secret = secret.ok_or_else(|| ApiError::denied("there is no such resource"))?;
+    let jwe = jwe::encrypt(&secret, &ear.key).map_err(ApiError::internal)?;
     shared.metrics.released.add_one();
     log::info!(
         peer:% = peer.0, session = session, tee:% = ear.claims.tee, measurement = measurement, resource = uri.path(), decision = "released";

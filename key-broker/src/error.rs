@@ -7,6 +7,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+/// Longest detail, in characters.
+const MAX_DETAIL: usize = 1024;
+
+/// A text that may quote a peer, for a log or an answer: bounded, and on one line.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars().take(MAX_DETAIL).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// An answer that is not 200.
 #[derive(Debug)]
 pub(crate) struct ApiError {
@@ -55,6 +63,6 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(ErrorBody::new(self.name, self.detail))).into_response()
+        (self.status, Json(ErrorBody::new(self.name, one_line(&self.detail)))).into_response()
     }
 }

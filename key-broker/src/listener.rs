@@ -41,12 +41,13 @@ impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
 pub(crate) struct BoundedListener {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    lifetime: Duration,
 }
 
 impl BoundedListener {
     /// Bounds `listener`.
     pub(crate) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+        Self { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), lifetime: LIFETIME }
     }
 }
 
@@ -58,7 +59,7 @@ impl Listener for BoundedListener {
         let place = self.places.clone().acquire_owned().await.ok();
         // axum's own accept waits out errors such as "too many open files".
         let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Connection { stream, end: Box::pin(sleep(LIFETIME)), _place: place }, address)
+        (Connection { stream, end: Box::pin(sleep(self.lifetime)), _place: place }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -111,11 +112,11 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_silent_connection_ends() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut listener = BoundedListener::new(listener);
+        let mut listener = BoundedListener { lifetime: Duration::from_millis(100), ..BoundedListener::new(listener) };
         assert_eq!(listener.local_addr().unwrap(), address);
         let mut peer = TcpStream::connect(address).await.unwrap();
         let (mut connection, _) = listener.accept().await;

@@ -143,6 +143,11 @@ impl Store {
         })
     }
 
+    /// Whether there is a secret.
+    pub fn has_secret(&self, resource: &ResourceUri) -> Result<bool, StoreError> {
+        self.read(|t| Ok(t.open_table(SECRETS)?.get(resource.path())?.is_some()))
+    }
+
     /// A secret; to be asked for after the rule has said yes.
     pub fn secret(&self, resource: &ResourceUri) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         self.read(|t| Ok(t.open_table(SECRETS)?.get(resource.path())?.map(|value| Zeroizing::new(value.value().to_vec()))))
@@ -198,6 +203,7 @@ impl Store {
 mod tests {
     use super::*;
     use attestation::Tee;
+    use std::io::{BufRead, Write};
 
     fn rule(byte: u8) -> Rule {
         let digest = format!("sha256:{}", hex::encode([byte; 32])).parse().unwrap();
@@ -224,6 +230,7 @@ mod tests {
         assert_eq!(store.rule(&uri("a")).unwrap().unwrap().text(), rule(1).text());
         assert!(store.rule(&uri("b")).unwrap().is_none());
         assert!(store.secret(&uri("c")).unwrap().is_none());
+        assert!(store.has_secret(&uri("b")).unwrap() && !store.has_secret(&uri("c")).unwrap());
         assert_eq!(store.token_signer().unwrap().to_bytes(), key);
     }
 
@@ -261,5 +268,43 @@ mod tests {
         fs::write(&path, vec![7; 10_000]).unwrap();
         let error = Store::open(&path).unwrap_err();
         assert!(matches!(error, StoreError::Database { .. }), "{error}");
+    }
+
+    const WRITER: &str = "CLOISTER_TEST_STORE";
+
+    /// The child of the test below: stores one resource after the other and says so after each.
+    #[test]
+    #[ignore = "run by a_kill_loses_nothing_that_was_acknowledged"]
+    fn writer() {
+        let Some(path) = std::env::var_os(WRITER) else { return };
+        let store = Store::open(Path::new(&path)).unwrap();
+        for n in 0.. {
+            store.put(&uri(&format!("n{n}")), &[n as u8; 4096], Some(&rule(n as u8))).unwrap();
+            writeln!(std::io::stdout(), "stored {n}").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_kill_loses_nothing_that_was_acknowledged() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "store::tests::writer", "--nocapture"])
+            .env(WRITER, &path)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        // The harness writes lines of its own, and without a line break before the first of ours.
+        let acknowledged = lines.filter_map(|line| line.split_once("stored ").map(|(_, n)| n.parse::<u32>().unwrap()));
+        let last = acknowledged.take(20).last().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = Store::open(&path).unwrap();
+        for n in 0..=last {
+            assert_eq!(store.secret(&uri(&format!("n{n}"))).unwrap().unwrap().as_slice(), [n as u8; 4096]);
+            assert_eq!(store.rule(&uri(&format!("n{n}"))).unwrap().unwrap().text(), rule(n as u8).text());
+        }
+        assert_eq!(last, 19);
     }
 }

@@ -9,7 +9,10 @@ pub mod initdata;
 pub mod workload;
 
 mod allow;
+mod digest;
+mod rules;
 
 pub use allow::Allow;
-pub use initdata::{BrokerAddress, Initdata, InitdataDigest, InitdataError};
+pub use digest::{Algorithm, DigestError, InitdataDigest};
+pub use initdata::{BrokerAddress, Initdata, InitdataError};
 pub use workload::{Denial, Overrides, Policy, PolicyError, Stdio};

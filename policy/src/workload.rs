@@ -27,26 +27,19 @@
 //!
 //! An entry under `[[image]]` needs a digest. A repository alone would be no rule at all: the name is the host's word.
 
+pub use crate::rules::PolicyError;
 use crate::{
     allow::Allow,
-    initdata::{Initdata, one_line},
+    initdata::Initdata,
+    rules::{Rules, repository, short},
 };
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The file of the initdata that is the policy.
 pub const POLICY_FILE: &str = "policy.toml";
 
-/// Entries of any list in a policy.
-const MAX_ENTRIES: usize = 1024;
-
 /// Signals that a host may always send: it can end the whole VM as well. INT, QUIT, KILL, TERM.
 const ENDING_SIGNALS: [u32; 4] = [2, 3, 9, 15];
-
-/// A policy that cannot be used. The agent then starts nothing.
-#[derive(Debug, Error)]
-#[error("policy.toml in the initdata: {0}")]
-pub struct PolicyError(String);
 
 /// A refusal, on one line: what was asked, which rule, what to change.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -90,57 +83,6 @@ pub struct Stdio {
     pub terminal: bool,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImageRule {
-    digest: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    repository: Option<String>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct AllowRules {
-    args: Allow<Vec<String>>,
-    env: Allow<String>,
-    user: Allow<String>,
-    cwd: Allow<String>,
-    capabilities: Allow<String>,
-    mounts: Allow<String>,
-    exec: Allow<Vec<String>>,
-    signals: Allow<u32>,
-    terminal: bool,
-    stdin: bool,
-    output: bool,
-}
-
-impl Default for AllowRules {
-    fn default() -> Self {
-        Self {
-            args: Allow::default(),
-            env: Allow::default(),
-            user: Allow::default(),
-            cwd: Allow::default(),
-            capabilities: Allow::default(),
-            mounts: Allow::default(),
-            exec: Allow::default(),
-            signals: Allow::default(),
-            terminal: false,
-            stdin: false,
-            // Output is what the workload itself chose to print; a job whose result cannot be seen is rarely what is wanted.
-            output: true,
-        }
-    }
-}
-
-/// `policy.toml` as it is written.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Rules {
-    image: Vec<ImageRule>,
-    allow: AllowRules,
-}
-
 /// The decision maker of one VM.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -158,9 +100,7 @@ impl Policy {
 
     /// Reads a policy; unknown keys are errors.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        let rules: Rules = toml::from_str(text).map_err(|e| PolicyError(one_line(text, &e)))?;
-        rules.check()?;
-        Ok(Self { rules: Some(rules) })
+        Ok(Self { rules: Some(Rules::parse(text)?) })
     }
 
     /// Whether the host may do as it likes: the VM was started without initdata.
@@ -260,57 +200,12 @@ impl Policy {
     }
 }
 
-impl Rules {
-    /// What the types cannot say.
-    fn check(&self) -> Result<(), PolicyError> {
-        let lengths = [
-            ("image", Some(self.image.len())),
-            ("allow.args", self.allow.args.length()),
-            ("allow.env", self.allow.env.length()),
-            ("allow.user", self.allow.user.length()),
-            ("allow.cwd", self.allow.cwd.length()),
-            ("allow.capabilities", self.allow.capabilities.length()),
-            ("allow.mounts", self.allow.mounts.length()),
-            ("allow.exec", self.allow.exec.length()),
-            ("allow.signals", self.allow.signals.length()),
-        ];
-        if let Some((key, _)) = lengths.iter().find(|(_, length)| length.is_some_and(|n| n > MAX_ENTRIES)) {
-            return Err(PolicyError(format!("{key}: more than {MAX_ENTRIES} entries")));
-        }
-        for rule in &self.image {
-            let digits = rule.digest.strip_prefix("sha256:").unwrap_or_default();
-            if digits.len() != 64 || digits.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err(PolicyError(format!("image.digest {:?}: expected sha256: and 64 lower-case hex digits", short(&rule.digest))));
-            }
-            if let Some(name) = &rule.repository
-                && repository(name) != name
-            {
-                return Err(PolicyError(format!("image.repository {:?}: without tag and digest", short(name))));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A reference without its tag and digest.
-fn repository(reference: &str) -> &str {
-    let name = reference.split('@').next().unwrap_or_default();
-    // A colon before the last slash is a registry's port.
-    let start = name.rfind('/').map_or(0, |slash| slash + 1);
-    name[start..].find(':').map_or(name, |colon| &name[..start + colon])
-}
-
 fn denial(asked: String, rule: &str, remedy: String) -> Denial {
     Denial { asked, rule: rule.into(), remedy: format!("{remedy} in policy.toml of the initdata") }
 }
 
 fn not_allowed(asked: String, key: &str, entry: &str) -> Denial {
     denial(asked, &format!("allow.{key} does not have it"), format!("add {entry} to allow.{key}"))
-}
-
-/// A hostile string for an error text: bounded, and on one line.
-fn short(text: &str) -> String {
-    text.chars().take(160).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// A command line as TOML writes it, bounded.
@@ -420,31 +315,5 @@ mod tests {
         assert_eq!(policy.signal(10), Ok(()));
         assert!(policy.signal(12).is_err());
         assert!(policy.stdio(Stdio { output: true, ..Stdio::default() }).is_err());
-    }
-
-    #[test]
-    fn malformed_policies_are_refused() {
-        let cases = [
-            ("[allow]\nargs = 1\n", "true, false or a list"),
-            ("[allow]\nexecs = true\n", "execs"),
-            ("[[image]]\nrepository = \"x\"\n", "digest"),
-            ("[[image]]\ndigest = \"sha256:AA\"\n", "64 lower-case"),
-            (&format!("[[image]]\ndigest = {DIGEST:?}\nrepository = \"x:1\"\n"), "without tag"),
-            (&format!("[allow]\nsignals = [{}]\n", "1,".repeat(MAX_ENTRIES + 1)), "allow.signals"),
-            ("images = []\n", "images"),
-        ];
-        for (text, wanted) in cases {
-            let error = Policy::parse(text).unwrap_err().to_string();
-            assert!(error.contains(wanted) && !error.contains('\n'), "{text:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn references_lose_tag_and_digest() {
-        for (reference, wanted) in
-            [("a:1", "a"), ("h:5000/a", "h:5000/a"), ("h:5000/a:1@sha256:x", "h:5000/a"), ("a@sha256:x", "a"), ("", "")]
-        {
-            assert_eq!(repository(reference), wanted, "{reference}");
-        }
     }
 }

@@ -1,0 +1,141 @@
+//! The service around it: errors, the administrator, bounds, stopping.
+
+use super::*;
+
+/// Method, path, headers, body; status and words of the refusal.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);
+
+#[tokio::test]
+async fn requests_outside_the_protocol_get_its_errors() {
+    let bench = start(true).await;
+    let large = " ".repeat((1 << 20) + 1);
+    let deep = auth_body("0.4.0", "sample").replace("{}", &"[".repeat(100_000));
+    let (cookie, _) = bench.auth().await;
+    let cookie = [("cookie", cookie.as_str())];
+    let forged = [("cookie", "kbs-session-id=00000000000000000000000000000000")];
+    let cases: [Case<'_>; 14] = [
+        ("POST", "/kbs/v0/auth", &[], &auth_body("0.1.1", "sample"), 401, "0.4.0"),
+        ("POST", "/kbs/v0/auth", &[], &auth_body("0.4.0", "snp"), 401, "cannot verify evidence of type snp"),
+        ("POST", "/kbs/v0/auth", &[], &auth_body("0.4.0", "none"), 400, "unknown variant"),
+        ("POST", "/kbs/v0/auth", &[], "", 400, "body"),
+        ("POST", "/kbs/v0/auth", &[], &deep, 400, "recursion limit"),
+        ("POST", "/kbs/v0/auth", &[], &large, 413, "at most"),
+        ("POST", "/kbs/v0/attest", &[], "{}", 401, "session unknown"),
+        ("POST", "/kbs/v0/attest", &cookie, "{}", 400, "missing field"),
+        ("GET", "/kbs/v0/resource/default/key/one", &cookie, "", 401, "has not attested"),
+        ("GET", "/kbs/v0/resource/default/key/one", &forged, "", 401, "session unknown"),
+        ("GET", "/kbs/v0/resource/default/key/one", &[], "", 401, "session unknown"),
+        ("GET", "/kbs/v0/resource/default/key/one", &[("authorization", "Bearer a.b.c")], "", 401, "token"),
+        ("GET", "/kbs/v0/resource/default/%2e%2e/one", &[], "", 404, "not a resource"),
+        ("GET", "/kbs/v0/resource/default/key/one/more", &[], "", 404, "no such path"),
+    ];
+    for (method, path, headers, body, wanted, words) in cases {
+        let (status, _, body) = bench.request(method, path, headers, body.to_owned()).await;
+        assert_eq!(status, wanted, "{method} {path} {body:?}");
+        assert!(detail(&body).contains(words), "{path} {words}: {body:?}");
+    }
+    assert_eq!(bench.request("GET", "/healthz", &[], "").await.0, 200);
+}
+
+#[tokio::test]
+async fn only_the_administrator_administers() {
+    let bench = start(true).await;
+    let path = "/kbs/v0/resource/default/key/one";
+    let wrong = format!("Bearer {}", "0".repeat(64));
+    for headers in [&[][..], &[("authorization", wrong.as_str())]] {
+        for (method, path) in
+            [("POST", path), ("PUT", path), ("DELETE", path), ("PUT", "/cloister/v0/rule/a/b/c"), ("GET", "/cloister/v0/resources")]
+        {
+            let (status, _, body) = bench.request(method, path, headers, "x").await;
+            assert_eq!(status, 401, "{method} {path}");
+            assert!(detail(&body).contains("admin key"), "{body:?}");
+        }
+    }
+    assert!(bench.admin.list().await.unwrap().is_empty());
+    bench.admin.put_resource(&uri("one"), b"1", &rule()).await.unwrap();
+    bench.admin.put_rule(&uri("two"), &rule()).await.unwrap();
+    let list = bench.admin.list().await.unwrap();
+    assert_eq!(
+        list.iter().map(|e| (e.resource.path(), e.bytes)).collect::<Vec<_>>(),
+        [("default/key/one", Some(1)), ("default/key/two", None)]
+    );
+    bench.admin.delete(&uri("one")).await.unwrap();
+    let error = bench.admin.delete(&uri("one")).await.unwrap_err().to_string();
+    assert!(error.contains("no such resource"), "{error}");
+
+    let key = AdminToken::load(&bench.directory.path().join("admin.key")).unwrap();
+    let bearer = format!("Bearer {}", *key.to_hex());
+    let admin = ("authorization", bearer.as_str());
+    for (headers, words) in [
+        (&[admin, ("cloister-release-rule", "%")][..], "not base64"),
+        (&[admin, ("cloister-release-rule", "eA==")], "release rule: line 1"),
+    ] {
+        let (status, _, body) = bench.request("POST", path, headers, "x").await;
+        assert_eq!(status, 400);
+        assert!(detail(&body).contains(words), "{body:?}");
+    }
+    assert_eq!(bench.admin.list().await.unwrap().len(), 1, "a refused rule stores no secret");
+
+    let bench = start_in(bench.stop().await, |config| config.admin = None).await;
+    let error = bench.admin.list().await.unwrap_err().to_string();
+    assert!(error.contains("without an admin key"), "{error}");
+}
+
+#[tokio::test]
+async fn sessions_end_and_the_guest_attests_again() {
+    let bench = start_in(tempfile::tempdir().unwrap(), |config| {
+        config.development = true;
+        config.session_lifetime = Duration::from_secs(2);
+    })
+    .await;
+    bench.admin.put_resource(&uri("one"), b"secret", &rule()).await.unwrap();
+    let guest = bench.guest(&MEASUREMENT, INITDATA);
+    guest.attest().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    assert_eq!(guest.resource(&uri("one")).await.unwrap().as_slice(), b"secret");
+    assert_eq!(bench.metric("handshakes_total").await, 2);
+}
+
+#[tokio::test]
+async fn a_flood_of_challenges_meets_a_bound() {
+    let bench = start_in(tempfile::tempdir().unwrap(), |config| {
+        config.development = true;
+        config.max_sessions = 2;
+    })
+    .await;
+    bench.guest(&MEASUREMENT, INITDATA).attest().await.unwrap();
+    bench.auth().await;
+    let (status, _, body) = bench.request("POST", "/kbs/v0/auth", &[], auth_body("0.4.0", "sample")).await;
+    assert_eq!(status, 503);
+    assert!(detail(&body).contains("too many"), "{body:?}");
+    assert_eq!(bench.metric("sessions").await, 2);
+}
+
+#[tokio::test]
+async fn stopping_lets_requests_end_and_frees_the_store() {
+    let bench = start(true).await;
+    bench.admin.put_resource(&uri("one"), b"secret", &rule()).await.unwrap();
+    let (url, silent) = (bench.url.clone(), tokio::net::TcpStream::connect(bench.url.trim_start_matches("http://")).await.unwrap());
+    let directory = tokio::time::timeout(Duration::from_secs(20), bench.stop()).await.unwrap();
+    drop(silent);
+    let error = http().send(http::Request::get(url).body(Bytes::new()).unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("cannot connect"), "{error}");
+    let bench = start_in(directory, |config| config.development = true).await;
+    assert_eq!(bench.guest(&MEASUREMENT, INITDATA).resource(&uri("one")).await.unwrap().as_slice(), b"secret");
+}
+
+/// What an answer looks like to a strict peer: exactly the protocol's members.
+#[tokio::test]
+async fn answers_have_the_members_of_the_protocol() {
+    let bench = start(true).await;
+    let (status, headers, body) = bench.request("POST", "/kbs/v0/auth", &[], auth_body("0.4.0", "sample")).await;
+    assert_eq!((status, headers["content-type"].to_str().unwrap()), (200, "application/json"));
+    let challenge: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(challenge.as_object().unwrap().keys().collect::<Vec<_>>(), ["extra-params", "nonce"]);
+    assert_eq!((challenge["extra-params"].as_str(), challenge["nonce"].as_str().unwrap().len()), (Some(""), 44));
+    let cookie = headers["set-cookie"].to_str().unwrap();
+    assert!(cookie.starts_with("kbs-session-id=") && cookie.contains("Max-Age=300"), "{cookie}");
+    let (_, _, body) = bench.request("GET", "/kbs/v0/resource/a/b/c", &[], "").await;
+    let error: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(error["type"], "https://github.com/confidential-containers/kbs/errors/AttestationError");
+}
