@@ -43,3 +43,25 @@
 //! unpack::adopt_parents(&[(layer0_root, &stats0.implied), (layer1_root, &stats1.implied)])?; // lowest first
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod config;
+pub mod digest;
+pub mod encrypt;
+pub mod layer;
+pub mod layout;
+pub mod manifest;
+pub mod media_type;
+pub mod ocicrypt;
+pub mod plan;
+pub mod reference;
+pub mod registry;
+pub mod spool;
+pub mod strict_json;
+pub mod unpack;
+
+#[cfg(test)]
+mod testing;
+
+pub use plan::LayerPlan;
+pub use reference::Reference;
