@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set everything up by themselves.
+# What is built lands in target/ and build/; what the two start lives below build/ and is gone afterwards.
+
+TARGET  := target/x86_64-unknown-linux-gnu/release
+KERNEL  := build/deps/kernel
+GUEST   := build/guest
+PREFIX  := /usr/local
+# containerd, mounts and the network of a VM need root; building does not.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build guest demo test bench lint clean install
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install the tools and unpack the packages that demo and test need (Debian 12, 13)
+	@scripts/setup
+
+build: setup ## Build every binary: shim, cloister, agent, tests' harness
+	cargo build --release --locked --workspace
+
+guest: build ## Build the guest image (kernel and initramfs) into build/guest
+	@mkdir -p $(GUEST)
+	$(TARGET)/cloister guest build --kernel $(KERNEL) --agent $(TARGET)/cloister-agent --out $(GUEST)
+
+demo: guest ## The main job, told step by step: an encrypted image runs in an attested VM
+	@$(AS_ROOT) $(TARGET)/demo
+
+test: guest ## All tests: unit, end to end, dependencies; ends with a count
+	@AS_ROOT="$(AS_ROOT)" scripts/run-tests
+
+bench: guest ## Measure start-up, memory and sizes; table and JSON in build/bench
+	@$(AS_ROOT) $(TARGET)/bench
+
+lint: setup ## Formatting, clippy, shell scripts
+	cargo fmt --all --check
+	scripts/check-shell
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+install: guest ## Install the binaries and the guest image below PREFIX (/usr/local)
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(TARGET)/containerd-shim-cloister-v2 $(TARGET)/cloister
+	install -D -m 0644 -t $(DESTDIR)/usr/lib/cloister $(GUEST)/*
+
+clean: ## Remove what was built (and build/deps with it)
+	cargo clean
+	rm -rf build

@@ -1,0 +1,116 @@
+//! A containerd of a chosen version, started by hand with its own configuration, root, state and sockets.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::ctr::Ctr;
+use crate::daemon::Daemon;
+use crate::place;
+
+const START: Duration = Duration::from_secs(120);
+
+/// What a containerd needs to know of its surroundings.
+#[derive(Clone, Debug)]
+pub struct Options<'a> {
+    /// One of [`place::CONTAINERD_VERSIONS`].
+    pub version: &'a str,
+    /// Directory for everything of it.
+    pub directory: &'a Path,
+    /// The configuration of the shims that it starts.
+    pub shim_configuration: &'a Path,
+    /// Socket of the snapshotter.
+    pub snapshotter: &'a Path,
+}
+
+/// A running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    daemon: Daemon,
+    directory: PathBuf,
+    ctr: Ctr,
+}
+
+impl Containerd {
+    /// Starts one and waits until it answers.
+    pub fn start(options: &Options<'_>) -> Result<Self> {
+        let directory = options.directory;
+        fs::create_dir_all(directory)?;
+        let address = place::socket(directory.join("c.sock"))?;
+        place::socket(directory.join("c.sock.ttrpc"))?;
+        let file = directory.join("containerd.toml");
+        fs::write(&file, configuration(directory, options.snapshotter))?;
+
+        let package = format!("containerd-{}", options.version);
+        let mut command = Command::new(place::unpacked(&package, "usr/bin/containerd")?);
+        command.arg("-c").arg(file).env("CLOISTER_CONFIG", options.shim_configuration);
+        // containerd looks its shims up in its own PATH.
+        let path = std::env::var("PATH").context("PATH is not set")?;
+        command.env("PATH", format!("{}:{path}", place::binaries()?.display()));
+        let mut daemon = Daemon::start("containerd", directory, command)?;
+        daemon.wait_until(START, "listening", || UnixStream::connect(&address).is_ok())?;
+
+        let ctr = Ctr::new(place::unpacked(&package, "usr/bin/ctr")?, address, directory.join("fifo"), options.version != "1.6");
+        ctr.wait_serving(START)?;
+        Ok(Self { daemon, directory: directory.to_owned(), ctr })
+    }
+
+    /// The client of the same version.
+    pub fn ctr(&self) -> &Ctr {
+        &self.ctr
+    }
+
+    /// Its log, with those of its shims in it.
+    pub fn log(&self) -> &Path {
+        self.daemon.log()
+    }
+
+    /// The file of a blob in the content store.
+    pub fn blob(&self, digest: &str) -> Result<PathBuf> {
+        let (algorithm, name) = digest.split_once(':').with_context(|| format!("'{digest}' is no digest"))?;
+        Ok(self.directory.join("root/io.containerd.content.v1.content/blobs").join(algorithm).join(name))
+    }
+
+    /// Directory of the tasks' bundles.
+    pub fn bundles(&self) -> PathBuf {
+        self.directory.join("state/io.containerd.runtime.v2.task/default")
+    }
+
+    /// Ends it.
+    pub fn stop(&mut self) -> Result<()> {
+        self.daemon.stop()
+    }
+}
+
+/// Version 2 of the format, which 2.x reads too. CRI is off: it would want CNI and touches the machine's network.
+fn configuration(directory: &Path, snapshotter: &Path) -> String {
+    let at = directory.display();
+    format!(
+        r#"version = 2
+root = "{at}/root"
+state = "{at}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
+
+[grpc]
+address = "{at}/c.sock"
+
+[ttrpc]
+address = "{at}/c.sock.ttrpc"
+
+[debug]
+level = "debug"
+
+[proxy_plugins.cloister]
+type = "snapshot"
+address = "{}"
+
+[plugins."io.containerd.internal.v1.opt"]
+path = "{at}/opt"
+"#,
+        snapshotter.display()
+    )
+}

@@ -1,0 +1,145 @@
+//! containerd's own command line client, as a user runs it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::command::{self, Finished, Running};
+
+/// One command that starts no VM.
+const SHORT: Duration = Duration::from_secs(120);
+/// One that boots a VM without hardware virtualisation, on a busy machine, with somebody else's VM beside it.
+pub const BOOT: Duration = Duration::from_secs(300);
+
+/// The client of one containerd.
+#[derive(Clone, Debug)]
+pub struct Ctr {
+    program: PathBuf,
+    address: PathBuf,
+    fifos: PathBuf,
+    local_pull: bool,
+}
+
+/// What `ctr run` is to run.
+#[derive(Clone, Debug, Default)]
+pub struct Run<'a> {
+    /// Image reference; it must have been pulled.
+    pub image: &'a str,
+    /// Container id.
+    pub id: &'a str,
+    /// Flags beyond those that every test needs.
+    pub flags: &'a [&'a str],
+    /// Command in place of the image's own.
+    pub args: &'a [&'a str],
+    /// The annotation with initdata, already encoded.
+    pub initdata: Option<&'a str>,
+    /// What the container reads.
+    pub input: &'a [u8],
+}
+
+impl Ctr {
+    /// `local_pull`: 1.7 and newer pull in the daemon unless told otherwise, where a proxy snapshotter needs an entry of its own.
+    pub fn new(program: PathBuf, address: PathBuf, fifos: PathBuf, local_pull: bool) -> Self {
+        Self { program, address, fifos, local_pull }
+    }
+
+    /// The command line of `ctr` with `arguments`.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--address").arg(&self.address).args(arguments);
+        command
+    }
+
+    /// Runs `ctr` with `arguments`, whatever comes of it.
+    pub fn call(&self, arguments: &[&str]) -> Result<Finished> {
+        command::run(&mut self.command(arguments), SHORT)
+    }
+
+    /// Waits until every service is registered: the socket accepts connections before that.
+    pub fn wait_serving(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let answer = self.call(&["version"])?;
+            if answer.status.success() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("containerd does not serve after {} s: {}", limit.as_secs(), answer.stderr.trim_end());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Pulls an image for the snapshotter of this repository, which keeps the host from unpacking it.
+    pub fn pull(&self, reference: &str) -> Result<()> {
+        self.pull_for(reference, "cloister")
+    }
+
+    /// Pulls an image for any snapshotter.
+    pub fn pull_for(&self, reference: &str, snapshotter: &str) -> Result<()> {
+        let mut arguments = vec!["image", "pull", "--plain-http", "--snapshotter", snapshotter];
+        if self.local_pull {
+            arguments.push("--local");
+        }
+        arguments.push(reference);
+        self.call(&arguments)?.succeeded()?;
+        Ok(())
+    }
+
+    /// The arguments of `ctr run`.
+    fn run_arguments(&self, run: &Run<'_>) -> Vec<String> {
+        let fifos = self.fifos.display().to_string();
+        let mut arguments: Vec<String> = ["run", "--runtime", "io.containerd.cloister.v2", "--fifo-dir", &fifos].map(str::to_owned).into();
+        if !run.flags.contains(&"--snapshotter") {
+            arguments.extend(["--snapshotter", "cloister"].map(str::to_owned));
+        }
+        if !run.flags.contains(&"--detach") {
+            arguments.push("--rm".to_owned());
+        }
+        if let Some(initdata) = run.initdata {
+            arguments.extend(["--annotation".to_owned(), format!("dev.cloister.initdata={initdata}")]);
+        }
+        arguments.extend(run.flags.iter().chain([&run.image, &run.id]).chain(run.args).map(|&argument| argument.to_owned()));
+        arguments
+    }
+
+    /// The command line of `ctr run`, for callers that bring their own terminal.
+    pub fn run_command(&self, run: &Run<'_>) -> Command {
+        let arguments = self.run_arguments(run);
+        self.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Starts `ctr run`.
+    pub fn start(&self, run: &Run<'_>) -> Result<Running> {
+        command::start(&mut self.run_command(run), run.input.to_vec())
+    }
+
+    /// `ctr run` to its end.
+    pub fn run(&self, run: &Run<'_>) -> Result<Finished> {
+        self.start(run)?.finish(BOOT)
+    }
+
+    /// `ctr task exec` to its end.
+    pub fn exec(&self, id: &str, exec_id: &str, flags: &[&str], args: &[&str], input: &[u8]) -> Result<Finished> {
+        command::start(&mut self.exec_command(id, exec_id, flags, args), input.to_vec())?.finish(SHORT)
+    }
+
+    /// The command line of `ctr task exec`.
+    pub fn exec_command(&self, id: &str, exec_id: &str, flags: &[&str], args: &[&str]) -> Command {
+        let fifos = self.fifos.display().to_string();
+        let mut arguments = vec!["task", "exec", "--exec-id", exec_id, "--fifo-dir", &fifos];
+        arguments.extend(flags);
+        arguments.push(id);
+        arguments.extend(args);
+        self.command(&arguments)
+    }
+
+    /// Ends and forgets a container, in whatever state it is.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        self.call(&["task", "rm", "--force", id])?;
+        self.call(&["container", "rm", id])?;
+        Ok(())
+    }
+}
