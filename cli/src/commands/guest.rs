@@ -1,0 +1,73 @@
+//! `cloister guest`: the guest image.
+
+use crate::output;
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use guest_image::{BuildSpec, GuestManifest, MANIFEST_FILE};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Guest {
+    /// Build kernel, initramfs and guest.json out of a kernel package and the agent
+    ///
+    /// The same inputs give the same bytes on every machine. The package is unpacked, not installed:
+    ///
+    ///   apt-get download linux-image-cloud-amd64 …
+    ///   dpkg-deb -x linux-image-*.deb kernel
+    ///   cloister guest build --kernel-package kernel --agent cloister-agent --out /usr/lib/cloister
+    #[command(verbatim_doc_comment)]
+    Build {
+        /// Root of an unpacked kernel package (with boot/vmlinuz-* and lib/modules)
+        #[arg(long, alias = "kernel", value_name = "DIR")]
+        kernel_package: PathBuf,
+        /// The agent: a static executable
+        #[arg(long, value_name = "FILE")]
+        agent: PathBuf,
+        /// Directory that receives vmlinux, initramfs.cpio and guest.json
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Print guest.json
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a guest consists of, and check its files against guest.json
+    Inspect {
+        /// Directory of the guest, or its guest.json
+        #[arg(default_value = "/usr/lib/cloister", value_name = "PATH")]
+        path: PathBuf,
+        /// Print guest.json
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(crate) fn run(command: &Guest) -> Result<()> {
+    match command {
+        Guest::Build { kernel_package, agent, out, json } => {
+            let spec = BuildSpec { kernel_package: kernel_package.clone(), agent: agent.clone(), out: out.clone() };
+            let manifest = guest_image::build(&spec).context("build the guest")?;
+            show(&manifest, *json)
+        }
+        Guest::Inspect { path, json } => {
+            let path = if path.is_dir() { path.join(MANIFEST_FILE) } else { path.clone() };
+            let manifest = GuestManifest::load(&path)?;
+            manifest.verify(path.parent().unwrap_or(Path::new(".")))?;
+            show(&manifest, *json)
+        }
+    }
+}
+
+fn show(manifest: &GuestManifest, json: bool) -> Result<()> {
+    if json {
+        return output::json(manifest);
+    }
+    let file = |what: &str, name: &str, size: u64| vec![what.to_owned(), name.to_owned(), output::size(size)];
+    let mut rows = vec![
+        file("kernel", &format!("{} ({})", manifest.kernel.name, manifest.kernel_version), manifest.kernel.size),
+        file("initramfs", &format!("{} (compression: {})", manifest.initramfs.name, manifest.compression), manifest.initramfs.size),
+        file("agent", "/init", manifest.agent.size),
+    ];
+    rows.extend(manifest.modules.iter().map(|module| file(&format!("module, {}", module.stage), &module.file, module.size)));
+    output::table(&rows)?;
+    output::line(&format!("measurement  {}", manifest.measurement))
+}

@@ -1,0 +1,10 @@
+//! One module for each command.
+
+pub(crate) mod broker;
+pub(crate) mod check;
+pub(crate) mod completion;
+pub(crate) mod config;
+pub(crate) mod guest;
+pub(crate) mod image;
+pub(crate) mod initdata;
+pub(crate) mod snapshotter;

@@ -1,0 +1,36 @@
+//! `cloister snapshotter`.
+
+use crate::{input, logger, snapshotter};
+use anyhow::Result;
+use std::path::PathBuf;
+
+/// Serve containerd as a remote snapshotter that unpacks nothing on the host
+///
+/// containerd's configuration:
+///
+///   [proxy_plugins.cloister]
+///   type = "snapshot"
+///   address = "/run/cloister/snapshotter.sock"
+///
+/// Clients that know remote snapshots (CRI, nerdctl; ctr of containerd 1.7 and newer, whose transfer plugin needs the snapshotter in
+/// its unpack_config) fetch an image's manifest and config only. For `ctr` of containerd 1.6:
+///
+///   ctr content fetch IMAGE
+///   cloister image prepare IMAGE
+///   ctr run --snapshotter cloister --runtime io.containerd.cloister.v2 IMAGE ID
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Socket to listen on, for root alone
+    #[arg(long, alias = "socket", value_name = "SOCKET", default_value = "/run/cloister/snapshotter.sock")]
+    address: PathBuf,
+    /// Directory of the snapshots' records
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cloister/snapshotter")]
+    root: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    logger::install();
+    let options = snapshotter::Options { address: args.address.clone(), root: args.root.clone() };
+    input::block_on(async move { snapshotter::serve(&options, input::asked_to_stop()?).await })
+}

@@ -1,0 +1,23 @@
+//! A remote snapshotter for containerd (a proxy plugin): it says that every layer is there, so that the host neither fetches nor
+//! unpacks what only the guest can read.
+//!
+//! containerd's metadata store stands between a client and a proxy plugin, and decides what reaches us:
+//!
+//! - A client that knows remote snapshots (CRI, nerdctl, `ctr` with the transfer service: containerd 1.7 and newer) labels its
+//!   `Prepare` with the chain id that it is about to unpack. We record that chain id as committed and answer `AlreadyExists`;
+//!   containerd looks the record up through `List`, and the client never fetches the layer.
+//! - `Stat` of a chain id that the metadata store has never heard of is answered by the store itself, without asking us. So
+//!   `ctr` of containerd 1.6, which only ever asks `Stat` and then unpacks by itself, cannot be helped from here:
+//!   `cloister image prepare` does the labelled `Prepare` in its place, and from then on `Stat` succeeds. An unpacking `Prepare`
+//!   without a label is refused with that advice, instead of failing later for want of a decoder.
+//! - `Stat` of a chain id that the metadata store knows and we do not (our directory was lost) is answered with "committed": there
+//!   was nothing in it to lose.
+
+mod pb;
+mod server;
+mod service;
+mod store;
+
+pub(crate) use pb::snapshots as messages;
+pub(crate) use server::{Options, serve};
+pub(crate) use store::LABEL_TARGET;

@@ -1,0 +1,4 @@
+//! Generated from `proto/snapshots.proto`.
+#![allow(missing_docs, clippy::all)]
+
+include!(concat!(env!("OUT_DIR"), "/snapshots_pb/modules.rs"));

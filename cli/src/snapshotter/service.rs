@@ -1,0 +1,206 @@
+//! The gRPC face of the [`Store`]: `containerd.services.snapshots.v1.Snapshots`, routed by hand because its messages are not those
+//! of a code generator of tonic's.
+
+use super::{
+    messages as pb,
+    store::{Kind, Labels, Prepared, Snapshot, Store, StoreError},
+};
+use futures_util::stream;
+use protobuf::{EnumOrUnknown, Message, MessageField};
+use runtime::containerd::grpc::ProtobufCodec;
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tonic::{
+    Code, Request, Response, Status,
+    body::Body,
+    server::{Grpc, ServerStreamingService, UnaryService},
+};
+use tower_service::Service;
+
+const SERVICE: &str = "/containerd.services.snapshots.v1.Snapshots/";
+/// Snapshots in one message of `List`.
+const BATCH: usize = 100;
+
+/// Answers containerd out of a [`Store`].
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotService(pub(crate) Arc<Store>);
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl Service<http::Request<Body>> for SnapshotService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let store = self.0.clone();
+        Box::pin(async move { Ok(route(&store, request).await) })
+    }
+}
+
+async fn route(store: &Store, request: http::Request<Body>) -> http::Response<Body> {
+    let method = request.uri().path().strip_prefix(SERVICE).unwrap_or_default().to_owned();
+    match method.as_str() {
+        "Prepare" => unary(request, |m| prepare(store, m)).await,
+        "View" => unary(request, |m| view(store, m)).await,
+        "Mounts" => unary(request, |m| mounts(store, &m)).await,
+        "Commit" => unary(request, |m| commit(store, m)).await,
+        "Remove" => unary(request, |m| remove(store, &m)).await,
+        "Stat" => unary(request, |m| stat(store, &m)).await,
+        "Update" => unary(request, |m| update(store, m)).await,
+        "Usage" => unary(request, |m| usage(store, &m)).await,
+        "Cleanup" => unary(request, |_: pb::Empty| cleanup(store)).await,
+        "List" => list(request, store).await,
+        _ => Status::unimplemented("no such method of the snapshots service").into_http(),
+    }
+}
+
+fn prepare(store: &Store, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
+    match store.prepare(&message.key, &message.parent, labels(message.labels)).map_err(refused)? {
+        Prepared::Mountable(path) => Ok(bind(&path, true)),
+        Prepared::Present(target) => Err(Status::already_exists(format!("target snapshot {target:?}"))),
+    }
+}
+
+fn view(store: &Store, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
+    store.view(&message.key, &message.parent, labels(message.labels)).map(|path| bind(&path, false)).map_err(refused)
+}
+
+fn mounts(store: &Store, message: &pb::KeyRequest) -> Result<pb::MountsResponse, Status> {
+    store.mounts(&message.key).map(|(path, writable)| bind(&path, writable)).map_err(refused)
+}
+
+fn commit(store: &Store, message: pb::CommitRequest) -> Result<pb::Empty, Status> {
+    store.commit(&message.name, &message.key, &message.parent, labels(message.labels)).map_err(refused)?;
+    Ok(pb::Empty::new())
+}
+
+fn remove(store: &Store, message: &pb::KeyRequest) -> Result<pb::Empty, Status> {
+    store.remove(&message.key).map_err(refused)?;
+    Ok(pb::Empty::new())
+}
+
+fn stat(store: &Store, message: &pb::KeyRequest) -> Result<pb::InfoResponse, Status> {
+    store.stat(&message.key).map(respond).map_err(refused)
+}
+
+fn update(store: &Store, message: pb::UpdateRequest) -> Result<pb::InfoResponse, Status> {
+    let info = message.info.into_option().ok_or_else(|| Status::invalid_argument("no snapshot named"))?;
+    let fields = message.update_mask.into_option().unwrap_or_default().paths;
+    store.update(&info.name, labels(info.labels), &fields).map(respond).map_err(refused)
+}
+
+/// Nothing is stored on the host for a snapshot, so nothing is used.
+fn usage(store: &Store, message: &pb::KeyRequest) -> Result<pb::UsageResponse, Status> {
+    store.stat(&message.key).map_err(refused)?;
+    Ok(pb::UsageResponse::new())
+}
+
+fn cleanup(store: &Store) -> Result<pb::Empty, Status> {
+    store.cleanup().map_err(refused)?;
+    Ok(pb::Empty::new())
+}
+
+fn labels(map: std::collections::HashMap<String, String>) -> Labels {
+    map.into_iter().collect()
+}
+
+fn bind(source: &Path, writable: bool) -> pb::MountsResponse {
+    let mount = pb::Mount {
+        type_: "bind".into(),
+        source: source.display().to_string(),
+        options: vec!["rbind".into(), if writable { "rw" } else { "ro" }.into()],
+        ..Default::default()
+    };
+    pb::MountsResponse { mounts: vec![mount], ..Default::default() }
+}
+
+fn respond(snapshot: Snapshot) -> pb::InfoResponse {
+    pb::InfoResponse { info: MessageField::some(info(snapshot)), ..Default::default() }
+}
+
+fn info(snapshot: Snapshot) -> pb::Info {
+    let kind = match snapshot.kind {
+        Kind::View => pb::Kind::VIEW,
+        Kind::Active => pb::Kind::ACTIVE,
+        Kind::Committed => pb::Kind::COMMITTED,
+    };
+    pb::Info {
+        name: snapshot.name,
+        parent: snapshot.parent,
+        kind: EnumOrUnknown::new(kind),
+        created_at: MessageField::some(timestamp(snapshot.created)),
+        updated_at: MessageField::some(timestamp(snapshot.updated)),
+        labels: snapshot.labels.into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+fn timestamp(nanos: u64) -> pb::Timestamp {
+    const SECOND: u64 = 1_000_000_000;
+    // Both fit: 64 bits of nanoseconds end in the year 2554.
+    pb::Timestamp { seconds: (nanos / SECOND) as i64, nanos: (nanos % SECOND) as i32, ..Default::default() }
+}
+
+fn refused(error: StoreError) -> Status {
+    let code = match error {
+        StoreError::NotFound(_) => Code::NotFound,
+        StoreError::AlreadyExists(_) => Code::AlreadyExists,
+        StoreError::Kind { .. } | StoreError::Children(_) | StoreError::Unpacking => Code::FailedPrecondition,
+        StoreError::Bound | StoreError::Field(_) => Code::InvalidArgument,
+        StoreError::Locked { .. } | StoreError::File { .. } => Code::Internal,
+    };
+    Status::new(code, error.to_string())
+}
+
+async fn unary<Q, A, F>(request: http::Request<Body>, handler: F) -> http::Response<Body>
+where
+    Q: Message,
+    A: Message,
+    F: FnOnce(Q) -> Result<A, Status>,
+{
+    Grpc::new(ProtobufCodec::<A, Q>::default()).unary(Once(Some(handler)), request).await
+}
+
+/// A handler for the one message of one request.
+struct Once<F>(Option<F>);
+
+impl<Q, A, F: FnOnce(Q) -> Result<A, Status>> UnaryService<Q> for Once<F> {
+    type Response = A;
+    type Future = Ready<Result<Response<A>, Status>>;
+
+    fn call(&mut self, request: Request<Q>) -> Self::Future {
+        let answer = self.0.take().map(|handler| handler(request.into_inner()));
+        ready(answer.unwrap_or_else(|| Err(Status::internal("called twice"))).map(Response::new))
+    }
+}
+
+/// Filters are not applied: containerd's metadata store, the only caller, applies them again to what it gets.
+async fn list(request: http::Request<Body>, store: &Store) -> http::Response<Body> {
+    let lister = Lister(store.list().into_iter().map(info).collect());
+    Grpc::new(ProtobufCodec::<pb::ListResponse, pb::ListRequest>::default()).server_streaming(lister, request).await
+}
+
+struct Lister(Vec<pb::Info>);
+
+impl ServerStreamingService<pb::ListRequest> for Lister {
+    type Response = pb::ListResponse;
+    type ResponseStream = stream::Iter<std::vec::IntoIter<Result<pb::ListResponse, Status>>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, _: Request<pb::ListRequest>) -> Self::Future {
+        let batch = |info: &[pb::Info]| Ok(pb::ListResponse { info: info.to_vec(), ..Default::default() });
+        let batches: Vec<_> = self.0.chunks(BATCH).map(batch).collect();
+        ready(Ok(Response::new(stream::iter(batches))))
+    }
+}
