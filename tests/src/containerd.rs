@@ -108,6 +108,10 @@ level = "debug"
 type = "snapshot"
 address = "{}"
 
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
+snapshotter = "cloister"
+
 [plugins."io.containerd.internal.v1.opt"]
 path = "{at}/opt"
 "#,

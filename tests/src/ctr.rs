@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::command::{self, Finished, Running};
+use crate::place;
 
 /// One command that starts no VM.
 const SHORT: Duration = Duration::from_secs(120);
@@ -40,7 +41,7 @@ pub struct Run<'a> {
 }
 
 impl Ctr {
-    /// `local_pull`: 1.7 and newer pull in the daemon unless told otherwise, where a proxy snapshotter needs an entry of its own.
+    /// `local_pull`: 1.7 and newer pull in the daemon unless told otherwise.
     pub fn new(program: PathBuf, address: PathBuf, fifos: PathBuf, local_pull: bool) -> Self {
         Self { program, address, fifos, local_pull }
     }
@@ -72,13 +73,23 @@ impl Ctr {
         }
     }
 
-    /// Pulls an image for the snapshotter of this repository, which keeps the host from unpacking it.
+    /// Fetches all of an image into the content store and tells containerd that nothing has to be unpacked: what every version can do.
     pub fn pull(&self, reference: &str) -> Result<()> {
-        self.pull_for(reference, "cloister")
+        self.call(&["content", "fetch", "--plain-http", reference])?.succeeded()?;
+        let mut prepare = Command::new(place::ours("cloister")?);
+        prepare.args(["image", "prepare", "--address"]).arg(&self.address).arg(reference);
+        command::run(&mut prepare, SHORT)?.succeeded()?;
+        Ok(())
     }
 
-    /// Pulls an image for any snapshotter.
-    pub fn pull_for(&self, reference: &str, snapshotter: &str) -> Result<()> {
+    /// Pulls manifest and config only: the path of clients that know remote snapshotters, among them `ctr` from 1.7 on.
+    pub fn pull_lazily(&self, reference: &str) -> Result<()> {
+        self.call(&["image", "pull", "--plain-http", "--snapshotter", "cloister", reference])?.succeeded()?;
+        Ok(())
+    }
+
+    /// Pulls an image and unpacks it on the host, for a snapshotter that is not ours.
+    pub fn pull_unpacking(&self, reference: &str, snapshotter: &str) -> Result<()> {
         let mut arguments = vec!["image", "pull", "--plain-http", "--snapshotter", snapshotter];
         if self.local_pull {
             arguments.push("--local");

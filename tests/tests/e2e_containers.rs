@@ -137,7 +137,7 @@ fn output_and_input_of_any_size_arrive_whole(bed: &Bed) -> Result<()> {
 fn a_plain_image_needs_no_snapshotter_of_ours(bed: &Bed) -> Result<()> {
     let layout = bed.layout(&Image::busybox("echo as ever")?, "native")?;
     let (reference, id) = (bed.registry.push(&layout, "native", "1")?, bed.id("native"));
-    bed.ctr().pull_for(&reference, "native")?;
+    bed.ctr().pull_unpacking(&reference, "native")?;
     let finished = bed.ctr().run(&Run { image: &reference, id: &id, flags: &["--snapshotter", "native"], ..Run::default() })?;
     ensure!((finished.code(), finished.text().as_str()) == (Some(0), "as ever\n"), "{finished:?}");
     bed.nothing_of(&id)
