@@ -1,0 +1,346 @@
+//! The container's process, derived from the image's verified config. What the host's spec says differently is an *override*: listed here
+//! for the policy to decide on, and applied only then.
+
+use crate::containers::{
+    host_spec::HostSpec,
+    users::{self, Ids, UserError},
+};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use policy::Overrides;
+use std::collections::BTreeSet;
+use thiserror::Error;
+
+/// PATH of an image that sets none, as every runtime has it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Capabilities of a container where nothing else is said: those of containerd and Docker.
+const DEFAULT_CAPABILITIES: [Capability; 14] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fsetid,
+    Capability::Fowner,
+    Capability::Mknod,
+    Capability::NetRaw,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setfcap,
+    Capability::Setpcap,
+    Capability::NetBindService,
+    Capability::SysChroot,
+    Capability::Kill,
+    Capability::AuditWrite,
+];
+
+/// Why no process could be derived.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DeriveError {
+    /// Nothing to run.
+    #[error("the image names no command and none was given; add one to the image or to the command line")]
+    NoCommand,
+    /// The user.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// A value of the image.
+    #[error("image config: {0}")]
+    Image(String),
+}
+
+/// What the image says about its process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageProcess {
+    /// Entrypoint and command.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory; empty is `/`.
+    pub cwd: String,
+    /// `user[:group]`, by name or number.
+    pub user: String,
+}
+
+/// A process that is ready to be run, and how it differs from the image's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Derived {
+    /// Command line, not empty.
+    pub args: Vec<String>,
+    /// Environment, each name once.
+    pub env: Vec<String>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// User and groups.
+    pub ids: Ids,
+    /// What the host changed.
+    pub overrides: Overrides,
+}
+
+/// Who is who in the image: its /etc/passwd and /etc/group.
+#[derive(Debug, Clone, Default)]
+pub struct Accounts {
+    /// /etc/passwd.
+    pub passwd: String,
+    /// /etc/group.
+    pub group: String,
+}
+
+/// Derives the container's first process. `hostname` is the one it will see.
+pub fn derive(image: &ImageProcess, host: &HostSpec, accounts: &Accounts, hostname: &str) -> Result<Derived, DeriveError> {
+    check_image(image)?;
+    let process = &host.process;
+    let mut overrides = Overrides { terminal: process.terminal().unwrap_or(false), ..Overrides::default() };
+
+    let wanted = process.args().clone().unwrap_or_default();
+    let args = if wanted.is_empty() || wanted == image.args {
+        image.args.clone()
+    } else {
+        overrides.args = Some(wanted.clone());
+        wanted
+    };
+    if args.first().is_none_or(String::is_empty) {
+        return Err(DeriveError::NoCommand);
+    }
+
+    let mut env = normalized(&image.env);
+    if !env.iter().any(|(name, _)| name == "PATH") {
+        env.insert(0, ("PATH".into(), DEFAULT_PATH.into()));
+    }
+    overrides.env = env_overrides(&env, process, hostname);
+    let env = merged(env, &normalized(process.env().as_deref().unwrap_or_default()));
+
+    let image_cwd = if image.cwd.is_empty() { "/" } else { &image.cwd };
+    let mut cwd = image_cwd.to_owned();
+    let wanted = process.cwd().to_str().unwrap_or_default();
+    if !wanted.is_empty() && wanted != image_cwd {
+        overrides.cwd = Some(wanted.to_owned());
+        cwd = wanted.to_owned();
+    }
+
+    let image_ids = users::resolve(&image.user, &accounts.passwd, &accounts.group)?;
+    let (ids, user) = override_ids(&image_ids, process);
+    overrides.user = user;
+    overrides.capabilities = extra_capabilities(&host.capabilities());
+    overrides.mounts = host.tmpfs.iter().map(|(destination, _)| destination.clone()).collect();
+    Ok(Derived { args, env, cwd, ids, overrides })
+}
+
+/// Derives the process of an exec from the container's own: what differs is an override; its command line is asked about by itself.
+pub fn derive_exec(container: &Derived, process: &Process) -> Result<Derived, DeriveError> {
+    let mut overrides = Overrides { terminal: process.terminal().unwrap_or(false), ..Overrides::default() };
+    let args = process.args().clone().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(DeriveError::NoCommand);
+    }
+    let base = normalized(&container.env);
+    overrides.env = env_overrides(&base, process, "");
+    let env = merged(base, &normalized(process.env().as_deref().unwrap_or_default()));
+    let wanted = process.cwd().to_str().unwrap_or_default();
+    let mut cwd = container.cwd.clone();
+    if !wanted.is_empty() && wanted != cwd {
+        overrides.cwd = Some(wanted.to_owned());
+        cwd = wanted.to_owned();
+    }
+    let (ids, user) = override_ids(&container.ids, process);
+    overrides.user = user;
+    overrides.capabilities =
+        extra_capabilities(&process.capabilities().as_ref().map(super::host_spec::all_capabilities).unwrap_or_default());
+    Ok(Derived { args, env, cwd, ids, overrides })
+}
+
+/// The capability sets that a runtime gives by default.
+pub fn default_capabilities() -> LinuxCapabilities {
+    let all: Capabilities = DEFAULT_CAPABILITIES.into_iter().collect();
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(Some(all.clone()));
+    sets.set_effective(Some(all.clone()));
+    sets.set_permitted(Some(all));
+    sets.set_inheritable(None);
+    sets.set_ambient(None);
+    sets
+}
+
+fn extra_capabilities(wanted: &BTreeSet<String>) -> Vec<String> {
+    let default: BTreeSet<String> = DEFAULT_CAPABILITIES.iter().map(super::host_spec::capability_name).collect();
+    wanted.difference(&default).cloned().collect()
+}
+
+/// Strings of the image become C strings and paths as well.
+fn check_image(image: &ImageProcess) -> Result<(), DeriveError> {
+    let strings = image.args.iter().chain(&image.env).chain([&image.cwd, &image.user]);
+    if strings.into_iter().any(|s| s.contains('\0')) {
+        return Err(DeriveError::Image("a string holds a NUL".into()));
+    }
+    if !image.cwd.is_empty() && !image.cwd.starts_with('/') {
+        return Err(DeriveError::Image("WorkingDir is not an absolute path".into()));
+    }
+    Ok(())
+}
+
+/// Name and value, the last of each name; what is not `NAME=value` is nothing that a process could look up.
+fn normalized(env: &[String]) -> Vec<(String, String)> {
+    let pairs = env.iter().filter_map(|e| e.split_once('=')).filter(|(name, _)| !name.is_empty());
+    merged_pairs(Vec::new(), pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
+}
+
+fn merged(base: Vec<(String, String)>, changes: &[(String, String)]) -> Vec<String> {
+    merged_pairs(base, changes.iter().cloned()).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+fn merged_pairs(mut base: Vec<(String, String)>, changes: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    for (name, value) in changes {
+        match base.iter_mut().find(|(n, _)| *n == name) {
+            Some(entry) => entry.1 = value,
+            None => base.push((name, value)),
+        }
+    }
+    base
+}
+
+/// Variables that the host adds or changes, but for what runtimes add to every container.
+fn env_overrides(base: &[(String, String)], process: &Process, hostname: &str) -> Vec<(String, String)> {
+    let usual = |name: &str, value: &str| match name {
+        "TERM" => process.terminal() == Some(true) && value == "xterm",
+        "HOSTNAME" => value == hostname,
+        _ => false,
+    };
+    let wanted = normalized(process.env().as_deref().unwrap_or_default());
+    wanted.into_iter().filter(|pair| !base.contains(pair) && !usual(&pair.0, &pair.1)).collect()
+}
+
+/// The ids to run with, and the override in the policy's spelling: `uid:gid`, with `:group,…` for further groups.
+///
+/// A host that did not unpack the image cannot know the user's group: it says 0, and means that it does not know.
+fn override_ids(own: &Ids, process: &Process) -> (Ids, Option<String>) {
+    let user = process.user();
+    let (uid, gid) = (user.uid(), user.gid());
+    let same_user = uid == own.uid && (gid == own.gid || gid == 0);
+    let ids = if same_user { own.clone() } else { Ids { uid, gid, groups: Vec::new() } };
+    let wanted: BTreeSet<u32> = user.additional_gids().iter().flatten().copied().collect();
+    let extra: Vec<u32> = wanted.into_iter().filter(|g| *g != ids.gid && *g != 0 && !ids.groups.contains(g)).collect();
+    if same_user && extra.is_empty() {
+        return (ids, None);
+    }
+    let mut text = format!("{}:{}", ids.uid, ids.gid);
+    if !extra.is_empty() {
+        text += &format!(":{}", extra.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
+    }
+    let mut groups = [ids.groups.clone(), extra].concat();
+    groups.sort_unstable();
+    (Ids { groups, ..ids }, Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn image() -> ImageProcess {
+        ImageProcess {
+            args: vec!["/bin/app".into(), "serve".into()],
+            env: vec!["PATH=/bin".into(), "MODE=prod".into()],
+            cwd: "/srv".into(),
+            user: "app".into(),
+        }
+    }
+
+    fn accounts() -> Accounts {
+        Accounts { passwd: "app:x:1000:1000::/:\n".into(), group: "app:x:1000:\naudio:x:29:app\n".into() }
+    }
+
+    fn host(process: Value) -> HostSpec {
+        let mut base = json!({"user": {"uid": 1000, "gid": 1000}, "cwd": ""});
+        for (key, value) in process.as_object().unwrap() {
+            base[key] = value.clone();
+        }
+        HostSpec { process: serde_json::from_value(base).unwrap(), ..HostSpec::default() }
+    }
+
+    fn derived(process: Value) -> Derived {
+        let mut host = host(process);
+        // oci-spec fills in sets of its own where a spec has none.
+        host.process.set_capabilities(None);
+        derive(&image(), &host, &accounts(), "pod").unwrap()
+    }
+
+    #[test]
+    fn a_host_that_says_what_the_image_says_changes_nothing() {
+        let spec = json!({"args": ["/bin/app", "serve"], "env": ["MODE=prod", "PATH=/bin"], "cwd": "/srv"});
+        for spec in [json!({}), spec] {
+            let derived = derived(spec);
+            assert_eq!(derived.overrides, Overrides::default());
+            assert_eq!(derived.args, ["/bin/app", "serve"]);
+            assert_eq!(derived.env, ["PATH=/bin", "MODE=prod"]);
+            assert_eq!((derived.cwd.as_str(), derived.ids.uid, derived.ids.gid), ("/srv", 1000, 1000));
+            assert_eq!(derived.ids.groups, [29]);
+        }
+    }
+
+    #[test]
+    fn every_difference_is_an_override() {
+        let derived =
+            derived(json!({"args": ["/bin/sh"], "env": ["MODE=test", "LD_PRELOAD=/x"], "cwd": "/tmp", "user": {"uid": 0, "gid": 0}}));
+        assert_eq!(derived.overrides.args, Some(vec!["/bin/sh".to_owned()]));
+        assert_eq!(derived.overrides.env, [("MODE".into(), "test".into()), ("LD_PRELOAD".into(), "/x".into())]);
+        assert_eq!(derived.overrides.cwd.as_deref(), Some("/tmp"));
+        assert_eq!(derived.overrides.user.as_deref(), Some("0:0"));
+        assert_eq!(derived.ids, Ids::default());
+        assert_eq!(derived.env, ["PATH=/bin", "MODE=test", "LD_PRELOAD=/x"]);
+    }
+
+    #[test]
+    fn a_host_cannot_take_the_images_variables_away() {
+        assert!(derived(json!({"env": ["OTHER=1"]})).env.contains(&"MODE=prod".to_owned()));
+    }
+
+    #[test]
+    fn a_host_that_does_not_know_the_group_does_not_override_it() {
+        let derived = derived(json!({"user": {"uid": 1000, "gid": 0, "additionalGids": [0, 29]}}));
+        assert_eq!((derived.ids.gid, derived.overrides.user), (1000, None));
+    }
+
+    #[test]
+    fn further_groups_are_an_override() {
+        let derived = derived(json!({"user": {"uid": 1000, "gid": 1000, "additionalGids": [29, 4, 1000]}}));
+        assert_eq!(derived.overrides.user.as_deref(), Some("1000:1000:4"));
+        assert_eq!(derived.ids.groups, [4, 29]);
+    }
+
+    #[test]
+    fn what_runtimes_add_to_every_container_is_not_an_override() {
+        let derived = derived(json!({"terminal": true, "env": ["TERM=xterm", "HOSTNAME=pod"]}));
+        assert_eq!(derived.overrides.env, []);
+        assert!(derived.overrides.terminal);
+        assert_eq!(super::tests::derived(json!({"env": ["HOSTNAME=other"]})).overrides.env.len(), 1);
+    }
+
+    #[test]
+    fn capabilities_beyond_the_default_are_overrides() {
+        let host = host(json!({"capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_ADMIN"], "ambient": ["CAP_NET_ADMIN"]}}));
+        let derived = derive(&image(), &host, &accounts(), "").unwrap();
+        assert_eq!(derived.overrides.capabilities, ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]);
+    }
+
+    #[test]
+    fn an_image_without_a_command_needs_one() {
+        let host = host(json!({}));
+        assert_eq!(derive(&ImageProcess::default(), &host, &Accounts::default(), ""), Err(DeriveError::NoCommand));
+        let bad = ImageProcess { cwd: "srv".into(), ..image() };
+        assert!(matches!(derive(&bad, &host, &accounts(), ""), Err(DeriveError::Image(_))));
+        let bad = ImageProcess { args: vec!["a\0".into()], ..image() };
+        assert!(matches!(derive(&bad, &host, &accounts(), ""), Err(DeriveError::Image(_))));
+    }
+
+    #[test]
+    fn an_exec_differs_from_its_container() {
+        let container = derived(json!({}));
+        let process = |value: Value| -> Process { serde_json::from_value(value).unwrap() };
+        let same =
+            process(json!({"user": {"uid": 1000, "gid": 1000}, "args": ["id"], "env": ["MODE=prod"], "cwd": "/srv", "capabilities": {}}));
+        let derived = derive_exec(&container, &same).unwrap();
+        assert_eq!(derived.overrides, Overrides::default());
+        assert_eq!(derived.args, ["id"]);
+        let other = process(json!({"user": {"uid": 0, "gid": 0}, "args": ["id"], "env": ["X=1"], "cwd": "/"}));
+        let derived = derive_exec(&container, &other).unwrap();
+        assert_eq!(derived.overrides.user.as_deref(), Some("0:0"));
+        assert_eq!((derived.overrides.env.len(), derived.overrides.cwd.as_deref()), (1, Some("/")));
+        assert!(derive_exec(&container, &process(json!({"user": {"uid": 0, "gid": 0}, "args": [], "cwd": "/"}))).is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! Files inside a container's root, reached without ever leaving it: the image is the owner's, but what runs in it need not be kind.
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    sys::stat::{Mode, mkdirat},
+};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+/// Largest account file that is read, in bytes.
+const MAX_READ: u64 = 4 << 20;
+
+/// A root that paths are resolved in, symbolic links included (`RESOLVE_IN_ROOT`, openat2(2)).
+pub struct InRoot(OwnedFd);
+
+impl InRoot {
+    /// Takes a directory of ours as the root.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Self(nix::fcntl::open(root, flags, Mode::empty())?))
+    }
+
+    /// A regular file's text; `None` where there is no such file. What is not UTF-8 is replaced, what is too long is an error.
+    pub fn read(&self, path: &str) -> io::Result<Option<String>> {
+        // O_NONBLOCK: a FIFO of the image must not hold us up.
+        let file = match self.resolve(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        if !file.metadata()?.is_file() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_READ + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_READ {
+            return Err(io::Error::other(format!("{path} in the image is longer than {MAX_READ} bytes")));
+        }
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Writes a file where there is none; gives whether it did. A missing directory above it is made.
+    pub fn write_absent(&self, path: &str, content: &str) -> io::Result<bool> {
+        if let Some(parent) = Path::new(path).parent() {
+            self.make_dirs(parent)?;
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+        match self.resolve(path, flags, Mode::from_bits_truncate(0o644)) {
+            Ok(file) => File::from(file).write_all(content.as_bytes()).map(|()| true),
+            Err(Errno::EEXIST | Errno::ELOOP) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Makes a directory and those above it, where they are missing.
+    pub fn make_dirs(&self, path: &Path) -> io::Result<()> {
+        let mut so_far = PathBuf::new();
+        for part in path.components().filter(|c| matches!(c, std::path::Component::Normal(_))) {
+            let parent = self.resolve(&format!("/{}", so_far.display()), OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
+            match mkdirat(parent.as_fd(), Path::new(part.as_os_str()), Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => so_far.push(part),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve(&self, path: &str, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .mode(mode)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(self.0.as_fd(), path, how)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::symlink};
+
+    fn root() -> (tempfile::TempDir, InRoot) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("root")).unwrap();
+        fs::write(dir.path().join("secret"), "outside").unwrap();
+        let root = InRoot::open(&dir.path().join("root")).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn links_stay_inside() {
+        let (dir, root) = root();
+        symlink("../../secret", dir.path().join("root/relative")).unwrap();
+        symlink(dir.path().join("secret"), dir.path().join("root/absolute")).unwrap();
+        symlink("/inside", dir.path().join("root/good")).unwrap();
+        fs::write(dir.path().join("root/inside"), "inside").unwrap();
+        assert_eq!(root.read("/relative").unwrap(), None);
+        assert_eq!(root.read("/absolute").unwrap(), None);
+        assert_eq!(root.read("/../secret").unwrap(), None);
+        assert_eq!(root.read("/good").unwrap().as_deref(), Some("inside"));
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let (dir, root) = root();
+        symlink(dir.path(), dir.path().join("root/etc")).unwrap();
+        let written = root.write_absent("/etc/hosts", "x");
+        assert!(written.is_err() || !dir.path().join("hosts").exists());
+        assert!(!dir.path().join("hosts").exists());
+        fs::write(dir.path().join("root/file"), "old").unwrap();
+        assert!(!root.write_absent("/file", "new").unwrap());
+        assert!(root.write_absent("/a/b/c", "new").unwrap());
+        assert_eq!(fs::read_to_string(dir.path().join("root/a/b/c")).unwrap(), "new");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let (dir, root) = root();
+        nix::unistd::mkfifo(&dir.path().join("root/fifo"), Mode::from_bits_truncate(0o600)).unwrap();
+        fs::create_dir(dir.path().join("root/dir")).unwrap();
+        for path in ["/fifo", "/dir", "/none"] {
+            assert_eq!(root.read(path).unwrap(), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! From an image reference to unpacked layers. The host is asked first (its courier has what containerd has), the registry next; neither
+//! is believed: every byte is checked by digest before it is parsed, and for an encrypted layer by its HMAC before it is decrypted.
+
+mod error;
+mod keys;
+mod layers;
+mod source;
+
+pub use error::PullError;
+
+use crate::{containers::derive::ImageProcess, scratch::Scratch, stages::Stages, vsock::Courier};
+use attestation::BrokerClient;
+use image::{
+    config::ImageConfig,
+    manifest::{self, Document, Manifest},
+    plan::{self, LayerPlan},
+    reference::Reference,
+};
+use layers::LayerStore;
+use log::info;
+use policy::{Denial, Policy};
+use protocol::api;
+use source::Source;
+use std::{path::PathBuf, sync::Arc};
+use transport::{HttpClient, HttpError};
+
+/// An image that is ready to be run.
+#[derive(Debug, Clone)]
+pub struct PulledImage {
+    /// Of its manifest.
+    pub digest: String,
+    /// Directories of its layers, the lowest first.
+    pub layers: Vec<PathBuf>,
+    /// What its config says about the process.
+    pub process: ImageProcess,
+}
+
+/// An image whose manifest and config are verified; no layer has been touched.
+pub struct Resolved {
+    reference: String,
+    source: Source,
+    digest: String,
+    /// Of the index that led to the manifest, if one did.
+    index: Option<String>,
+    plans: Vec<LayerPlan>,
+    process: ImageProcess,
+}
+
+impl Resolved {
+    /// May it run? A policy may name the manifest or the index above it.
+    pub fn admit(&self, policy: &Policy) -> Result<(), Denial> {
+        let by_manifest = policy.image(&self.reference, &self.digest);
+        match &self.index {
+            Some(index) if by_manifest.is_err() => policy.image(&self.reference, index).or(by_manifest),
+            _ => by_manifest,
+        }
+    }
+}
+
+/// Pulls images for the machine's containers.
+pub struct Puller {
+    courier: Courier,
+    http: HttpClient,
+    broker: Option<Arc<BrokerClient>>,
+    store: LayerStore,
+}
+
+impl Puller {
+    /// A puller that reaches registries through the courier, and gets keys from `broker`.
+    pub fn new(courier: Courier, broker: Option<Arc<BrokerClient>>) -> Result<Self, HttpError> {
+        Ok(Self { courier, http: HttpClient::new(Arc::new(courier), None)?, broker, store: LayerStore::default() })
+    }
+
+    /// Finds out what the reference means, and reads manifest and config.
+    pub async fn resolve(&self, request: &api::CreateContainerRequest, stages: &mut Stages) -> Result<Resolved, PullError> {
+        let bad = |reason: String| PullError::Reference { reference: request.image_reference.clone(), reason };
+        let reference: Reference = request.image_reference.parse().map_err(|e: image::reference::ReferenceError| bad(e.to_string()))?;
+        let source = Source::new(self.courier, self.http.clone(), reference, request.plain_http_registries.clone());
+        let top = source.top(&request.image_digest_hint).await?;
+        stages.end("resolve");
+        let document = manifest::parse_document(&top.bytes, top.media_type.as_deref());
+        let (manifest, digest, index) = match document.map_err(|e| source.invalid("manifest", &top.digest, e))? {
+            Document::Manifest(manifest) => (manifest, top.digest, None),
+            Document::Index(document) => {
+                let descriptor = document.select().map_err(|e| source.invalid("index", &top.digest, e))?;
+                let bytes = source.document(descriptor).await?;
+                let manifest = manifest::parse_manifest(&bytes, Some(&descriptor.media_type));
+                let digest = descriptor.digest.clone();
+                (manifest.map_err(|e| source.invalid("manifest", &digest, e))?, digest, Some(top.digest.to_string()))
+            }
+        };
+        let (plans, process) = read_config(&source, &manifest).await?;
+        stages.end("manifest");
+        info!(image = request.image_reference, digest:% = digest, layers = plans.len(); "image resolved");
+        Ok(Resolved { reference: request.image_reference.clone(), source, digest: digest.to_string(), index, plans, process })
+    }
+
+    /// Fetches, decrypts and unpacks the layers that are not here yet.
+    pub async fn fetch(&self, image: Resolved, scratch: &Scratch, stages: &mut Stages) -> Result<PulledImage, PullError> {
+        let keys = keys::layer_keys(&image.plans, self.broker.as_deref(), stages).await?;
+        let layers = self.store.unpack(&image.source, &image.plans, keys, scratch, stages).await?;
+        Ok(PulledImage { digest: image.digest, layers, process: image.process })
+    }
+}
+
+async fn read_config(source: &Source, manifest: &Manifest) -> Result<(Vec<LayerPlan>, ImageProcess), PullError> {
+    let bytes = source.blob_bytes(&manifest.config).await?;
+    let invalid = |e: &dyn std::fmt::Display| source.invalid("config", &manifest.config.digest, e);
+    let config = ImageConfig::parse(&bytes).map_err(|e| invalid(&e))?;
+    let plans = plan::plan_layers(manifest, &config).map_err(|e| invalid(&e))?;
+    let process = ImageProcess {
+        args: [config.entrypoint.as_slice(), config.cmd.as_slice()].concat(),
+        env: config.env.clone(),
+        cwd: config.working_dir.clone(),
+        user: config.user.clone(),
+    };
+    Ok((plans, process))
+}

@@ -1,0 +1,127 @@
+//! Where bytes come from: the host's courier, else the registry. Both are checked alike.
+
+use super::PullError;
+use crate::vsock::Courier;
+use image::{
+    digest::Digest,
+    manifest::Descriptor,
+    reference::Reference,
+    registry::{Fetched, Registry},
+};
+use log::debug;
+use std::fmt::Display;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use transport::HttpClient;
+
+/// Longest manifest or index, in bytes (the OCI distribution spec asks registries for 4 MiB).
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// A stream of a blob.
+pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
+
+/// The sources of one image.
+pub struct Source {
+    courier: Courier,
+    registry: Registry,
+    reference: Reference,
+}
+
+impl Source {
+    /// The sources of `reference`.
+    pub fn new(courier: Courier, http: HttpClient, reference: Reference, plain_http: Vec<String>) -> Self {
+        Self { courier, registry: Registry::new(http, plain_http, None), reference }
+    }
+
+    /// The manifest or index that the reference means: by its own digest, else by the host's hint, else by its tag.
+    pub async fn top(&self, hint: &str) -> Result<Fetched, PullError> {
+        let digest = match self.reference.digest() {
+            Some(digest) => Some(digest.clone()),
+            None if hint.is_empty() => None,
+            None => Some(hint.parse::<Digest>().map_err(|e| self.invalid("manifest", hint, e))?),
+        };
+        let Some(digest) = digest else {
+            return self.registry.manifest(&self.reference).await.map_err(|e| self.failed("manifest", self.reference.to_string(), e));
+        };
+        match self.from_courier(&digest, MAX_DOCUMENT).await {
+            Ok(bytes) => Ok(Fetched { bytes: bytes.into(), media_type: None, digest }),
+            Err(courier) => {
+                let by_digest = self.reference.with_digest(digest.clone());
+                let fetched = self.registry.manifest(&by_digest).await;
+                fetched.map_err(|e| self.failed("manifest", digest, both(&courier, &e)))
+            }
+        }
+    }
+
+    /// A manifest that an index names.
+    pub async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, PullError> {
+        match self.verified(descriptor, MAX_DOCUMENT).await {
+            Ok(bytes) => Ok(bytes),
+            Err(courier) => {
+                let fetched = self.registry.document(&self.reference, descriptor).await;
+                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("manifest", &descriptor.digest, both(&courier, &e)))
+            }
+        }
+    }
+
+    /// A small blob: the config.
+    pub async fn blob_bytes(&self, descriptor: &Descriptor) -> Result<Vec<u8>, PullError> {
+        match self.verified(descriptor, MAX_DOCUMENT).await {
+            Ok(bytes) => Ok(bytes),
+            Err(courier) => {
+                let fetched = self.registry.blob_bytes(&self.reference, descriptor).await;
+                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("config", &descriptor.digest, both(&courier, &e)))
+            }
+        }
+    }
+
+    /// A layer as the courier gives it, unverified.
+    pub async fn layer_from_courier(&self, descriptor: &Descriptor) -> Result<BlobReader, String> {
+        let (size, stream) = self.courier.get(&descriptor.digest.to_string()).await.map_err(|e| e.to_string())?;
+        if size != descriptor.size {
+            return Err(format!("the host has {size} bytes, the manifest says {}", descriptor.size));
+        }
+        Ok(Box::new(stream))
+    }
+
+    /// A layer as the registry gives it, unverified.
+    pub async fn layer_from_registry(&self, descriptor: &Descriptor) -> Result<BlobReader, String> {
+        let reader = self.registry.blob(&self.reference, descriptor).await.map_err(|e| e.to_string())?;
+        Ok(Box::new(reader))
+    }
+
+    async fn verified(&self, descriptor: &Descriptor, max: u64) -> Result<Vec<u8>, String> {
+        let bytes = self.from_courier(&descriptor.digest, max).await?;
+        descriptor.verify(&bytes).map_err(|e| e.to_string())?;
+        Ok(bytes)
+    }
+
+    /// At most `max` bytes with this digest. The host's size is only a first check: reading ends at the bound in any case.
+    async fn from_courier(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, String> {
+        let fetched = async {
+            let (size, stream) = self.courier.get(&digest.to_string()).await.map_err(|e| e.to_string())?;
+            if size > max {
+                return Err(format!("{size} bytes, at most {max} are read"));
+            }
+            let mut bytes = Vec::new();
+            stream.take(size).read_to_end(&mut bytes).await.map_err(|e| e.to_string())?;
+            digest.verify(&bytes).map_err(|e| e.to_string())?;
+            Ok(bytes)
+        };
+        fetched.await.inspect_err(|reason| debug!(digest:% = digest; "not from the host: {reason}"))
+    }
+
+    /// Something fetched is wrong.
+    pub fn invalid(&self, what: &'static str, digest: impl Display, reason: impl Display) -> PullError {
+        PullError::Invalid { image: self.reference.to_string(), what, digest: digest.to_string(), reason: reason.to_string() }
+    }
+
+    /// Something could not be fetched.
+    pub fn failed(&self, what: &'static str, digest: impl Display, reason: impl Display) -> PullError {
+        PullError::Fetch { image: self.reference.to_string(), what, digest: digest.to_string(), reason: reason.to_string() }
+    }
+}
+
+/// What both sources said. The registry is the one that should have it.
+pub fn both(courier: &str, registry: &dyn Display) -> String {
+    format!("{registry} (the node: {courier})")
+}

@@ -1,0 +1,154 @@
+//! The device mapper's ioctls (include/uapi/linux/dm-ioctl.h), as far as one encrypted disk needs them.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd,
+};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+const CONTROL: &str = "/dev/mapper/control";
+/// `sizeof(struct dm_ioctl)`.
+const HEADER: usize = 312;
+/// `sizeof(struct dm_target_spec)`.
+const TARGET: usize = 40;
+/// `DM_VERSION_MAJOR`.
+const VERSION: u32 = 4;
+/// `DM_SECURE_DATA_FLAG`: the kernel wipes its copy of the buffer, which holds the key.
+const SECURE_DATA: u32 = 1 << 15;
+
+/// The commands (`DM_*_CMD`).
+#[derive(Debug, Clone, Copy)]
+enum Command {
+    Create = 3,
+    Remove = 4,
+    Suspend = 6,
+    Load = 9,
+}
+
+/// Why there is no mapped device.
+#[derive(Debug, Error)]
+pub enum DmError {
+    /// The kernel's side is not there.
+    #[error("{CONTROL}: {0}")]
+    Control(#[source] io::Error),
+    /// A command failed.
+    #[error("device mapper, {name}, {command}: {source}")]
+    Command {
+        /// The device.
+        name: String,
+        /// The command.
+        command: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A name or table that does not fit its field.
+    #[error("device mapper: name {0:?} is too long")]
+    Name(String),
+}
+
+/// The control device.
+pub struct DeviceMapper(File);
+
+impl DeviceMapper {
+    /// Opens it; the module dm-mod must be loaded.
+    pub fn open() -> Result<Self, DmError> {
+        Ok(Self(OpenOptions::new().read(true).write(true).open(CONTROL).map_err(DmError::Control)?))
+    }
+
+    /// Makes and activates a device of one target; gives its number, from which its node `/dev/dm-<minor>` follows.
+    pub fn create(&self, name: &str, sectors: u64, target: &str, table: &Zeroizing<String>) -> Result<u64, DmError> {
+        let mut header = buffer(name, 0)?;
+        self.run(Command::Create, "create", name, &mut header)?;
+        let device = u64::from_ne_bytes(header[40..48].try_into().unwrap_or_default());
+        let loaded = self.activate(name, sectors, target, table);
+        if loaded.is_err() {
+            let _ = self.remove(name);
+        }
+        loaded.map(|()| device)
+    }
+
+    fn activate(&self, name: &str, sectors: u64, target: &str, table: &Zeroizing<String>) -> Result<(), DmError> {
+        let mut load = load_buffer(name, sectors, target, table)?;
+        self.run(Command::Load, "load table", name, &mut load)?;
+        // Suspend without the suspend flag is resume: the table becomes live.
+        self.run(Command::Suspend, "resume", name, &mut buffer(name, 0)?)
+    }
+
+    /// Removes a device that nobody uses.
+    pub fn remove(&self, name: &str) -> Result<(), DmError> {
+        self.run(Command::Remove, "remove", name, &mut buffer(name, 0)?)
+    }
+
+    fn run(&self, command: Command, what: &'static str, name: &str, buffer: &mut [u8]) -> Result<(), DmError> {
+        // SAFETY: the kernel reads and writes at most data_size bytes of the buffer, and data_size is its length.
+        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), request(command), buffer.as_mut_ptr()) };
+        if done < 0 {
+            return Err(DmError::Command { name: name.to_owned(), command: what, source: io::Error::last_os_error() });
+        }
+        Ok(())
+    }
+}
+
+/// `_IOWR(0xfd, command, struct dm_ioctl)`.
+const fn request(command: Command) -> libc::c_ulong {
+    (3 << 30) | ((HEADER as libc::c_ulong) << 16) | (0xfd << 8) | command as libc::c_ulong
+}
+
+/// `struct dm_ioctl` for `name`, with room for `payload` bytes behind it.
+fn buffer(name: &str, payload: usize) -> Result<Zeroizing<Vec<u8>>, DmError> {
+    // 128 bytes with the final NUL.
+    if name.is_empty() || name.len() > 127 {
+        return Err(DmError::Name(name.to_owned()));
+    }
+    let mut buffer = Zeroizing::new(vec![0u8; HEADER + payload]);
+    let length = buffer.len() as u32;
+    let mut put = |at: usize, value: u32| buffer[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    put(0, VERSION);
+    put(12, length);
+    put(16, HEADER as u32);
+    put(28, SECURE_DATA);
+    buffer[48..48 + name.len()].copy_from_slice(name.as_bytes());
+    Ok(buffer)
+}
+
+/// The header and one `struct dm_target_spec` with its parameters.
+fn load_buffer(name: &str, sectors: u64, target: &str, table: &str) -> Result<Zeroizing<Vec<u8>>, DmError> {
+    if target.len() > 15 {
+        return Err(DmError::Name(target.to_owned()));
+    }
+    let payload = (TARGET + table.len() + 1).next_multiple_of(8);
+    let mut buffer = buffer(name, payload)?;
+    buffer[20..24].copy_from_slice(&1u32.to_ne_bytes());
+    let spec = &mut buffer[HEADER..];
+    spec[8..16].copy_from_slice(&sectors.to_ne_bytes());
+    spec[20..24].copy_from_slice(&(payload as u32).to_ne_bytes());
+    spec[24..24 + target.len()].copy_from_slice(target.as_bytes());
+    spec[TARGET..TARGET + table.len()].copy_from_slice(table.as_bytes());
+    Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_the_headers_numbers() {
+        // DM_DEV_CREATE and DM_TABLE_LOAD as a C compiler expands them.
+        assert_eq!(request(Command::Create), 0xc138_fd03);
+        assert_eq!(request(Command::Load), 0xc138_fd09);
+    }
+
+    #[test]
+    fn a_table_follows_its_target() {
+        let buffer = load_buffer("scratch", 2048, "crypt", "a b").unwrap();
+        assert_eq!(buffer.len(), HEADER + 48);
+        assert_eq!(u32::from_ne_bytes(buffer[12..16].try_into().unwrap()) as usize, buffer.len());
+        assert_eq!(&buffer[48..55], b"scratch");
+        assert_eq!(&buffer[HEADER + 24..HEADER + 30], b"crypt\0");
+        assert_eq!(&buffer[HEADER + TARGET..HEADER + TARGET + 4], b"a b\0");
+        assert!(load_buffer(&"n".repeat(128), 1, "crypt", "").is_err());
+        assert!(load_buffer("n", 1, "a-target-too-long", "").is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Errors as the host sees them: a gRPC code, and one line.
+
+use crate::{containers::ContainerError, sandbox::SandboxError};
+use policy::Denial;
+use ttrpc::{Code, Error, get_status};
+
+/// Longest message that leaves the guest, in bytes.
+const MAX_MESSAGE: usize = 4096;
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub struct Failure {
+    code: Code,
+    message: String,
+}
+
+impl Failure {
+    /// A failure with this code; the message becomes one line.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        let message: String = message.into();
+        let mut line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if line.len() > MAX_MESSAGE {
+            let cut = (0..=MAX_MESSAGE).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+            line.truncate(cut);
+        }
+        Self { code, message: line }
+    }
+
+    /// A request in the wrong order.
+    pub fn state(message: &str) -> Self {
+        Self::new(Code::FAILED_PRECONDITION, message)
+    }
+
+    /// Its code.
+    #[cfg(test)]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        log::warn!(code:? = failure.code; "request refused: {}", failure.message);
+        Self::RpcStatus(get_status(failure.code, failure.message))
+    }
+}
+
+impl From<Denial> for Failure {
+    fn from(denial: Denial) -> Self {
+        Self::new(Code::PERMISSION_DENIED, denial.to_string())
+    }
+}
+
+impl From<SandboxError> for Failure {
+    fn from(error: SandboxError) -> Self {
+        let code = match &error {
+            SandboxError::Initdata(_) | SandboxError::Policy(_) | SandboxError::Broker(_) => Code::INVALID_ARGUMENT,
+            SandboxError::Http(_) | SandboxError::Network(_) | SandboxError::Hostname(_) => Code::INTERNAL,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<ContainerError> for Failure {
+    fn from(error: ContainerError) -> Self {
+        use ContainerError as E;
+        let code = match &error {
+            E::NoContainer(_) | E::NoProcess { .. } => Code::NOT_FOUND,
+            E::Exists(_) => Code::ALREADY_EXISTS,
+            E::State(_) | E::Streams(_) => Code::FAILED_PRECONDITION,
+            E::Full(..) => Code::RESOURCE_EXHAUSTED,
+            E::Denied(_) => Code::PERMISSION_DENIED,
+            E::Spec(_) | E::Derive(_) => Code::INVALID_ARGUMENT,
+            // Unknown is what runtimes answer where a program or an image cannot be run.
+            E::Pull(_) | E::Launch(_) => Code::UNKNOWN,
+            E::Scratch(_) | E::Modules(_) | E::Overlay(_) | E::Cgroup(_) | E::Io { .. } => Code::INTERNAL,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_bounded_line() {
+        let failure = Failure::new(Code::INTERNAL, format!("a\nb{}", "ü".repeat(MAX_MESSAGE)));
+        assert!(failure.message.starts_with("a b") && failure.message.len() <= MAX_MESSAGE);
+    }
+
+    #[test]
+    fn codes_say_what_kind_of_failure() {
+        let code = |error: ContainerError| Failure::from(error).code();
+        assert_eq!(code(ContainerError::NoContainer("c".into())), Code::NOT_FOUND);
+        assert_eq!(code(ContainerError::Exists("c".into())), Code::ALREADY_EXISTS);
+        assert_eq!(code(ContainerError::State("s".into())), Code::FAILED_PRECONDITION);
+    }
+}

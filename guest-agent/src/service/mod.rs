@@ -1,0 +1,213 @@
+//! The service `cloister.agent.v1.Agent`: each call passes the gate, does its work, and answers.
+
+mod failure;
+mod gate;
+mod info;
+
+use crate::{
+    boot::power,
+    containers::{Containers, CreateRequest, host_spec},
+    sandbox::{Machine, Sandbox},
+    stages::Stages,
+};
+use async_trait::async_trait;
+use failure::Failure;
+use gate::Gate;
+use log::info;
+use protocol::{api, service::Agent};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use ttrpc::asynchronous::TtrpcContext;
+
+/// How long the answer to ShutdownSandbox may take to leave before the machine ends.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// The service.
+pub struct Service {
+    gate: Gate,
+    machine: Machine,
+    containers: Arc<Containers>,
+}
+
+impl Service {
+    /// The service of this machine.
+    pub fn new(machine: Machine, containers: Arc<Containers>) -> Self {
+        Self { gate: Gate::default(), machine, containers }
+    }
+
+    async fn make_sandbox(&self, request: &api::CreateSandboxRequest) -> Result<api::CreateSandboxResponse, Failure> {
+        self.gate.admit_sandbox(request).await?;
+        let (sandbox, initdata_digest) = Sandbox::create(request, self.machine.clone()).await?;
+        self.gate.open(sandbox);
+        Ok(api::CreateSandboxResponse { initdata_digest, ..Default::default() })
+    }
+
+    async fn make_container(&self, request: &api::CreateContainerRequest) -> Result<api::CreateContainerResponse, Failure> {
+        let sandbox = self.gate.admit(request)?;
+        let mut stages = Stages::default();
+        self.containers.create(CreateRequest { message: request, sandbox: &sandbox }, &mut stages).await?;
+        Ok(api::CreateContainerResponse { stages: info::stages(stages.list()), ..Default::default() })
+    }
+
+    async fn run_process(&self, request: &api::StartProcessRequest) -> Result<api::StartProcessResponse, Failure> {
+        self.gate.admit(request)?;
+        let pid = self.containers.start(&request.container_id, &request.exec_id).await?;
+        Ok(api::StartProcessResponse { pid, ..Default::default() })
+    }
+
+    async fn prepare_exec(&self, request: &api::ExecProcessRequest) -> Result<api::Empty, Failure> {
+        let sandbox = self.gate.admit(request)?;
+        self.containers.exec(request, &sandbox).await?;
+        Ok(api::Empty::default())
+    }
+
+    async fn signal(&self, request: &api::SignalProcessRequest) -> Result<api::Empty, Failure> {
+        self.gate.admit(request)?;
+        let container = self.containers.get(&request.container_id)?;
+        container.signal(&request.exec_id, request.signal.cast_signed(), request.all)?;
+        Ok(api::Empty::default())
+    }
+
+    async fn wait(&self, request: &api::WaitProcessRequest) -> Result<api::WaitProcessResponse, Failure> {
+        self.gate.admit(request)?;
+        let (exit, oom_killed) = self.containers.get(&request.container_id)?.wait(&request.exec_id).await?;
+        let since_1970 = exit.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(api::WaitProcessResponse {
+            exit_status: exit.status,
+            exited_at: i64::try_from(since_1970.as_nanos()).unwrap_or(i64::MAX),
+            oom_killed,
+            ..Default::default()
+        })
+    }
+
+    async fn delete(&self, request: &api::DeleteProcessRequest) -> Result<api::Empty, Failure> {
+        self.gate.admit(request)?;
+        self.containers.delete(&request.container_id, &request.exec_id).await?;
+        Ok(api::Empty::default())
+    }
+
+    fn resize(&self, request: &api::ResizePtyRequest) -> Result<api::Empty, Failure> {
+        self.gate.admit(request)?;
+        let bounded = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let container = self.containers.get(&request.container_id)?;
+        container.resize(&request.exec_id, bounded(request.width), bounded(request.height))?;
+        Ok(api::Empty::default())
+    }
+
+    fn list(&self, request: &api::ListProcessesRequest) -> Result<api::ListProcessesResponse, Failure> {
+        self.gate.admit(request)?;
+        let processes = self.containers.get(&request.container_id)?.processes()?;
+        let processes = processes.into_iter().map(|(pid, exec_id)| api::Process { pid, exec_id, ..Default::default() }).collect();
+        Ok(api::ListProcessesResponse { processes, ..Default::default() })
+    }
+
+    async fn freeze(&self, request: &api::ContainerRequest, frozen: bool) -> Result<api::Empty, Failure> {
+        self.gate.admit(request)?;
+        let container = self.containers.get(&request.container_id)?;
+        let _turn = container.turn().await;
+        if !container.is_running() {
+            return Err(Failure::state("the container is not running"));
+        }
+        container.cgroup().freeze(frozen).map_err(crate::containers::ContainerError::from)?;
+        Ok(api::Empty::default())
+    }
+
+    async fn update(&self, request: &api::UpdateContainerRequest) -> Result<api::Empty, Failure> {
+        self.gate.admit(request)?;
+        let container = self.containers.get(&request.container_id)?;
+        let resources = host_spec::parse_resources(&request.resources).map_err(crate::containers::ContainerError::from)?;
+        let _turn = container.turn().await;
+        container.cgroup().update(&resources).map_err(crate::containers::ContainerError::from)?;
+        Ok(api::Empty::default())
+    }
+
+    fn stats(&self, request: &api::ContainerRequest) -> Result<api::StatsContainerResponse, Failure> {
+        self.gate.admit(request)?;
+        Ok(self.containers.get(&request.container_id)?.cgroup().stats())
+    }
+
+    fn guest_info(&self, request: &api::Empty) -> Result<api::GuestInfoResponse, Failure> {
+        self.gate.admit_anytime(request)?;
+        Ok(info::guest_info())
+    }
+
+    fn shutdown(&self, request: &api::Empty) -> Result<api::Empty, Failure> {
+        self.gate.admit_anytime(request)?;
+        info!("shutting down");
+        self.containers.kill_all();
+        tokio::spawn(async {
+            tokio::time::sleep(FAREWELL).await;
+            power::end_machine();
+        });
+        Ok(api::Empty::default())
+    }
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn create_sandbox(&self, _: &TtrpcContext, request: api::CreateSandboxRequest) -> ttrpc::Result<api::CreateSandboxResponse> {
+        Ok(Box::pin(self.make_sandbox(&request)).await?)
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateContainerRequest,
+    ) -> ttrpc::Result<api::CreateContainerResponse> {
+        Ok(Box::pin(self.make_container(&request)).await?)
+    }
+
+    async fn start_process(&self, _: &TtrpcContext, request: api::StartProcessRequest) -> ttrpc::Result<api::StartProcessResponse> {
+        Ok(Box::pin(self.run_process(&request)).await?)
+    }
+
+    async fn exec_process(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
+        Ok(self.prepare_exec(&request).await?)
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: api::SignalProcessRequest) -> ttrpc::Result<api::Empty> {
+        Ok(self.signal(&request).await?)
+    }
+
+    async fn wait_process(&self, _: &TtrpcContext, request: api::WaitProcessRequest) -> ttrpc::Result<api::WaitProcessResponse> {
+        Ok(self.wait(&request).await?)
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: api::DeleteProcessRequest) -> ttrpc::Result<api::Empty> {
+        Ok(self.delete(&request).await?)
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
+        Ok(self.resize(&request)?)
+    }
+
+    async fn list_processes(&self, _: &TtrpcContext, request: api::ListProcessesRequest) -> ttrpc::Result<api::ListProcessesResponse> {
+        Ok(self.list(&request)?)
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: api::ContainerRequest) -> ttrpc::Result<api::Empty> {
+        Ok(self.freeze(&request, true).await?)
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: api::ContainerRequest) -> ttrpc::Result<api::Empty> {
+        Ok(self.freeze(&request, false).await?)
+    }
+
+    async fn update_container(&self, _: &TtrpcContext, request: api::UpdateContainerRequest) -> ttrpc::Result<api::Empty> {
+        Ok(self.update(&request).await?)
+    }
+
+    async fn stats_container(&self, _: &TtrpcContext, request: api::ContainerRequest) -> ttrpc::Result<api::StatsContainerResponse> {
+        Ok(self.stats(&request)?)
+    }
+
+    async fn guest_info(&self, _: &TtrpcContext, request: api::Empty) -> ttrpc::Result<api::GuestInfoResponse> {
+        Ok(Self::guest_info(self, &request)?)
+    }
+
+    async fn shutdown_sandbox(&self, _: &TtrpcContext, request: api::Empty) -> ttrpc::Result<api::Empty> {
+        Ok(self.shutdown(&request)?)
+    }
+}
