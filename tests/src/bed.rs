@@ -39,6 +39,8 @@ pub struct Setup<'a> {
 #[derive(Debug)]
 pub struct Bed {
     base: PathBuf,
+    /// Version of containerd.
+    pub version: String,
     /// Changed by tests that run alone in their bed.
     pub configuration: Configuration,
     /// The registry.
@@ -76,7 +78,8 @@ impl Bed {
         let options =
             Options { version: setup.containerd, directory: &containerd_directory, shim_configuration: &file, snapshotter: &socket };
         let containerd = Containerd::start(&options)?;
-        Ok(Self { base, configuration, registry, broker, snapshotter, containerd, watch, count: AtomicUsize::new(0) })
+        let version = setup.containerd.to_owned();
+        Ok(Self { base, version, configuration, registry, broker, snapshotter, containerd, watch, count: AtomicUsize::new(0) })
     }
 
     /// Its directory.

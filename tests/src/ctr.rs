@@ -82,7 +82,7 @@ impl Ctr {
         Ok(())
     }
 
-    /// Pulls manifest and config only: the path of clients that know remote snapshotters, among them `ctr` from 1.7 on.
+    /// Pulls manifest and config only: the path of clients that know remote snapshotters, among them `ctr` from 2.0 on.
     pub fn pull_lazily(&self, reference: &str) -> Result<()> {
         self.call(&["image", "pull", "--plain-http", "--snapshotter", "cloister", reference])?.succeeded()?;
         Ok(())

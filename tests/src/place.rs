@@ -10,6 +10,9 @@ pub const MAX_SOCKET_PATH: usize = 106;
 /// The versions of containerd that `make setup` unpacks, oldest first, as named below `build/deps`.
 pub const CONTAINERD_VERSIONS: [&str; 3] = ["1.6", "1.7", "2"];
 
+/// The newest of them; its `ctr` pulls through remote snapshotters by itself.
+pub const CONTAINERD_NEWEST: &str = "2";
+
 /// The version that is used where any will do.
 pub const CONTAINERD_DEFAULT: &str = "1.7";
 

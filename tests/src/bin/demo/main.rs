@@ -45,7 +45,7 @@ fn tell() -> Result<()> {
         "A node and an owner",
         "containerd, a registry, the snapshotter and the owner's key broker start, on sockets of their own.",
     );
-    let bed = Bed::start(&Setup { name: "demo", containerd: place::CONTAINERD_DEFAULT })?;
+    let bed = Bed::start(&Setup { name: "demo", containerd: place::CONTAINERD_NEWEST })?;
     story.fact(&format!("registry at {}, key broker at {}", bed.registry.authority, bed.broker.url()));
     story.fact("without a TEE, evidence is worth nothing: the broker accepts it because it was started with --development, and says so");
     story.lap("start containerd, registry, broker, snapshotter");
