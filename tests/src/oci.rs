@@ -225,7 +225,7 @@ pub fn tar(entries: &[Entry]) -> Result<Vec<u8>> {
 
 /// The lowest layer of every test image.
 pub fn busybox_layer() -> Result<Vec<Entry>> {
-    let busybox = fs::read(place::unpacked("busybox", "bin/busybox")?)?;
+    let busybox = fs::read(place::busybox()?)?;
     let mut entries = vec![
         Entry::Directory("bin", 0o755),
         Entry::File("bin/busybox", 0o755, busybox),

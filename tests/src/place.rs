@@ -46,6 +46,11 @@ pub fn unpacked(package: &str, path: &str) -> Result<PathBuf> {
     existing(build()?.join("deps").join(package).join(path), "make setup")
 }
 
+/// Debian's static busybox: in `/bin` on Debian 12, in `/usr/bin` from 13 on.
+pub fn busybox() -> Result<PathBuf> {
+    unpacked("busybox", "usr/bin/busybox").or_else(|_| unpacked("busybox", "bin/busybox"))
+}
+
 /// Refuses a socket path that would be cut off or refused later with an error that explains nothing.
 pub fn socket(path: PathBuf) -> Result<PathBuf> {
     let length = path.as_os_str().len();

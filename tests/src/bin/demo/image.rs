@@ -54,7 +54,7 @@ pub fn build(story: &Story, bed: &Bed, secret: &str) -> Result<Layout> {
     for directory in ["bin", "srv", "proc"] {
         fs::create_dir_all(root.join(directory))?;
     }
-    fs::copy(place::unpacked("busybox", "bin/busybox")?, root.join("bin/busybox"))?;
+    fs::copy(place::busybox()?, root.join("bin/busybox"))?;
     for applet in ["sh", "cat", "wc", "tail", "head", "echo"] {
         symlink("busybox", root.join("bin").join(applet))?;
     }
