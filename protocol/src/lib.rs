@@ -38,4 +38,15 @@ pub mod host_port {
     pub const CONSOLE: u32 = 1024;
     /// See [`crate::courier`].
     pub const COURIER: u32 = 1025;
+
+    /// Where the host listens for the guest with this context id. Ports of a kernel's vsock are shared by all guests of a host, so
+    /// each guest calls a number of its own; a device that serves one guest only (context id 3) needs no such thing.
+    pub const fn of(guest_cid: u32, port: u32) -> u32 {
+        if guest_cid == crate::OWN_DEVICE_CID { port } else { guest_cid.wrapping_mul(16).wrapping_add(port - CONSOLE) }
+    }
 }
+
+/// Context id of a guest whose device serves it alone.
+pub const OWN_DEVICE_CID: u32 = 3;
+/// Context ids of guests on the host kernel's device lie below, so that [`host_port::of`] stays unique.
+pub const MAX_KERNEL_CID: u32 = 1 << 27;

@@ -1,4 +1,10 @@
 //! A sandbox on the host's side: one VM, its vsock, its courier, its network, and the record from which it is removed.
 
+pub mod config;
 pub mod containerd;
 pub mod courier;
+pub mod network;
+pub mod record;
+pub mod sandbox;
+pub mod vmm;
+pub mod vsock;

@@ -109,8 +109,8 @@ impl Client {
         }))
     }
 
-    /// A unary call; NotFound is `None`.
-    async fn get<Q: Message, A: Message>(
+    /// A unary call of any service, at `/<service>/<method>`; NotFound is `None`. `call` and `what` stand in the error.
+    pub async fn get<Q: Message, A: Message>(
         &self,
         call: &'static str,
         what: &str,

@@ -1,0 +1,269 @@
+//! The node's configuration: one TOML file, every key optional, an unknown key an error that names its line.
+
+use serde::Deserialize;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+use thiserror::Error;
+
+/// Where the configuration is where nothing says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/cloister/config.toml";
+/// Names another file; containerd hands its own environment to the shim.
+pub const PATH_VARIABLE: &str = "CLOISTER_CONFIG";
+/// Longest configuration, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
+/// Longest initdata file, in bytes.
+const MAX_INITDATA: u64 = 1 << 20;
+
+/// Why the configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file is not what it should be; the text names line and key.
+    #[error("configuration {path}: {message}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and expectation, in one line.
+        message: String,
+    },
+    /// A value outside its bound.
+    #[error("configuration {path}: {key}: {rule}")]
+    Bound {
+        /// The file.
+        path: PathBuf,
+        /// The key, with its table.
+        key: &'static str,
+        /// What is expected.
+        rule: String,
+    },
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// One folder per sandbox below it: record, sockets, scratch file.
+    pub state_dir: PathBuf,
+    /// Which enclave.
+    pub tee: Tee,
+    /// Initdata (TOML) for containers that bring none.
+    pub initdata: Option<PathBuf>,
+    /// The guest.
+    pub guest: Guest,
+    /// The virtual machine monitor.
+    pub vmm: Vmm,
+    /// What a guest may have of the node.
+    pub courier: Courier,
+}
+
+/// Which enclave a guest runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tee {
+    /// No enclave: development. The host can read the guest's memory.
+    None,
+}
+
+/// The guest's files and sizes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Guest {
+    /// Uncompressed kernel with a PVH entry.
+    pub kernel: PathBuf,
+    /// Initramfs with the agent as `/init`.
+    pub initramfs: PathBuf,
+    /// Virtual CPUs, 1 to 256, unless the pod's limits say more.
+    pub vcpus: u32,
+    /// Memory in MiB, 128 to 1 TiB, unless the pod's limits say more.
+    pub memory_mib: u32,
+    /// Size of the sparse scratch file in MiB; 0 is no disk: everything in memory.
+    pub scratch_mib: u64,
+    /// Appended to the kernel command line, for debugging. It is measured.
+    pub cmdline_extra: String,
+}
+
+/// The virtual machine monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vmm {
+    /// QEMU: a name in `PATH`, or a path.
+    pub qemu: PathBuf,
+    /// What executes the guest's instructions.
+    pub accelerator: Accelerator,
+    /// Seconds from QEMU's start to the agent's first word, 1 to 3600.
+    pub boot_timeout_s: u64,
+}
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// KVM where it can run an ordinary kernel, else emulation.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// Emulation by QEMU.
+    Tcg,
+}
+
+/// What a guest may have of the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Courier {
+    /// Registries that are reached by plain HTTP, `host[:port]`.
+    pub plain_http: Vec<String>,
+    /// Further `host:port` that a guest may reach through the node.
+    pub allow: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/run/cloister".into(),
+            tee: Tee::None,
+            initdata: None,
+            guest: Guest::default(),
+            vmm: Vmm::default(),
+            courier: Courier::default(),
+        }
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/lib/cloister/vmlinux".into(),
+            initramfs: "/usr/lib/cloister/initramfs.cpio".into(),
+            vcpus: 1,
+            memory_mib: 512,
+            scratch_mib: 10 << 10,
+            cmdline_extra: String::new(),
+        }
+    }
+}
+
+impl Default for Vmm {
+    fn default() -> Self {
+        Self { qemu: "qemu-system-x86_64".into(), accelerator: Accelerator::Auto, boot_timeout_s: 120 }
+    }
+}
+
+impl Config {
+    /// The file that `CLOISTER_CONFIG` names, else [`DEFAULT_PATH`], else the defaults where that is not there.
+    pub fn load() -> Result<Self, ConfigError> {
+        match std::env::var_os(PATH_VARIABLE).filter(|p| !p.is_empty()) {
+            Some(path) => Self::from_file(Path::new(&path)),
+            None if Path::new(DEFAULT_PATH).exists() => Self::from_file(Path::new(DEFAULT_PATH)),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// Reads one file.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(path, &read_bounded(path, MAX_SIZE)?)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            let at = error.span().and_then(|span| text.get(span)).map(first_line).filter(|at| !at.is_empty());
+            let at = at.map_or(String::new(), |at| format!(" at {at:?}"));
+            let message = format!("line {line}{at}: {}", error.message().replace('\n', " "));
+            ConfigError::Malformed { path: path.to_owned(), message }
+        })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let bound = |ok: bool, key, rule: &str| {
+            if ok { Ok(()) } else { Err(ConfigError::Bound { path: path.to_owned(), key, rule: rule.to_owned() }) }
+        };
+        bound(self.state_dir.is_absolute(), "state_dir", "an absolute path")?;
+        bound((1..=256).contains(&self.guest.vcpus), "guest.vcpus", "1 to 256")?;
+        bound((128..=1 << 20).contains(&self.guest.memory_mib), "guest.memory_mib", "128 to 1048576 (1 TiB)")?;
+        let scratch = self.guest.scratch_mib;
+        bound(scratch == 0 || (64..=1 << 20).contains(&scratch), "guest.scratch_mib", "0, or 64 to 1048576 (1 TiB)")?;
+        bound(self.guest.cmdline_extra.len() <= 1024, "guest.cmdline_extra", "at most 1024 bytes")?;
+        bound((1..=3600).contains(&self.vmm.boot_timeout_s), "vmm.boot_timeout_s", "1 to 3600 seconds")
+    }
+
+    /// The initdata of the configuration as TOML text, if it names a file.
+    pub fn initdata(&self) -> Result<Option<String>, ConfigError> {
+        self.initdata.as_deref().map(|path| read_bounded(path, MAX_INITDATA)).transpose()
+    }
+}
+
+fn read_bounded(path: &Path, max: u64) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let size = fs::metadata(path).map_err(failed)?.len();
+    if size > max {
+        return Err(failed(io::Error::other(format!("{size} bytes, at most {max} are read"))));
+    }
+    fs::read_to_string(path).map_err(failed)
+}
+
+fn first_line(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.char_indices().nth(60).map_or(line, |(end, _)| &line[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("/etc/c.toml"), text)
+    }
+
+    #[test]
+    fn nothing_is_the_default() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn what_is_written_is_taken() {
+        let config = parse("state_dir = '/x'\n[guest]\nvcpus = 2\n[courier]\nplain_http = ['127.0.0.1:5000']\n").unwrap();
+        assert_eq!((config.state_dir, config.guest.vcpus), ("/x".into(), 2));
+        assert_eq!(config.guest.memory_mib, 512);
+        assert_eq!(config.courier.plain_http, ["127.0.0.1:5000"]);
+    }
+
+    #[test]
+    fn an_error_names_file_line_and_key() {
+        for (text, line, key) in [
+            ("state_dir = '/x'\n[guest]\nvcpu = 2\n", "line 3", "vcpu"),
+            ("tee = 'sev'\n", "line 1", "sev"),
+            ("[guest]\nvcpus = 'two'\n", "line 2", "two"),
+            ("[guest\n", "line 1", "unclosed table"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.starts_with("configuration /etc/c.toml: line"), "{error}");
+            assert!(error.contains(line) && error.contains(key) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_bounds() {
+        for (text, key) in [
+            ("[guest]\nvcpus = 0", "guest.vcpus"),
+            ("[guest]\nmemory_mib = 64", "guest.memory_mib"),
+            ("[guest]\nscratch_mib = 1", "guest.scratch_mib"),
+            ("[vmm]\nboot_timeout_s = 0", "vmm.boot_timeout_s"),
+            ("state_dir = 'run'", "state_dir"),
+        ] {
+            assert!(matches!(parse(text), Err(ConfigError::Bound { key: k, .. }) if k == key), "{text}");
+        }
+    }
+}

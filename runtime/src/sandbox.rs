@@ -1,0 +1,371 @@
+//! A sandbox: one VM with its vsock, its courier and the connection to its agent, started and ended as one.
+
+use crate::{
+    config::{Config, ConfigError},
+    courier::Courier,
+    record::{self, Record, RecordError},
+    vmm::{
+        self, Launch, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
+        accelerator::{self, NoKvm},
+    },
+    vsock::{Vsock, VsockListener, VsockStream},
+};
+use protocol::{
+    api, console, guest_port, host_port,
+    line::{self, LineError},
+    service::AgentClient,
+    stream::StreamId,
+};
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use thiserror::Error;
+use tokio::{io::BufReader, task::JoinSet, time::timeout};
+
+/// How long the agent may take to end its processes and power off, before the VM is killed.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long a killed VM may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+/// How long the agent may take for CreateSandbox: it verifies nothing in it, it only reads.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a sandbox is to be.
+#[derive(Debug, Clone, Default)]
+pub struct SandboxSpec {
+    /// Its id; a folder of this name holds its record.
+    pub id: String,
+    /// Hostname inside.
+    pub hostname: String,
+    /// The pod's network namespace, if it has one.
+    pub netns: Option<PathBuf>,
+    /// The owner's initdata, gzip of TOML; empty for none.
+    pub initdata: Vec<u8>,
+    /// Virtual CPUs, where not the configuration's.
+    pub vcpus: Option<u32>,
+    /// Memory in MiB, where not the configuration's.
+    pub memory_mib: Option<u32>,
+}
+
+/// Why a sandbox did not start.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file that is not there.
+    #[error(transparent)]
+    Missing(#[from] MissingError),
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// KVM was demanded.
+    #[error(transparent)]
+    NoKvm(#[from] NoKvm),
+    /// QEMU did not start.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The scratch file.
+    #[error("scratch file {path}: {source}")]
+    Scratch {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The vsock device.
+    #[error("vsock of sandbox {id}: {source}")]
+    Vsock {
+        /// The sandbox.
+        id: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The VM ended before its agent spoke.
+    #[error("sandbox {id} did not start: {exit}")]
+    Died {
+        /// The sandbox.
+        id: String,
+        /// How.
+        exit: VmExit,
+    },
+    /// Nothing happened.
+    #[error("sandbox {id}: no word of its agent within {seconds} s; raise vmm.boot_timeout_s if this machine is that slow")]
+    Silent {
+        /// The sandbox.
+        id: String,
+        /// The configuration's bound.
+        seconds: u64,
+    },
+    /// The agent speaks another protocol.
+    #[error("sandbox {id}: its agent does not speak our protocol: {source}; build the guest anew with `cloister guest build`")]
+    Protocol {
+        /// The sandbox.
+        id: String,
+        /// What it said.
+        source: LineError,
+    },
+    /// The agent refused the sandbox.
+    #[error("{message}")]
+    Refused {
+        /// Its words.
+        message: String,
+    },
+    /// The pod has a network.
+    #[error("sandbox {id}: interface {interface} of {netns}: pod networks are not supported by this version; use a pod without a network")]
+    Network {
+        /// The sandbox.
+        id: String,
+        /// The interface.
+        interface: String,
+        /// The namespace.
+        netns: PathBuf,
+    },
+}
+
+/// A running sandbox. Dropping it kills the VM; [`Sandbox::stop`] ends it in order and removes what it left.
+pub struct Sandbox {
+    id: String,
+    state_dir: PathBuf,
+    vsock: Vsock,
+    process: Process,
+    courier: Arc<Courier>,
+    agent: AgentClient,
+    /// The courier's and the console's tasks; they end with it.
+    _tasks: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandbox").field("id", &self.id).field("vm_pid", &self.process.pid()).finish_non_exhaustive()
+    }
+}
+
+impl Sandbox {
+    /// Boots the VM and waits for its agent to accept the sandbox. On an error everything is removed again.
+    pub async fn boot(config: &Config, spec: SandboxSpec) -> Result<Self, SandboxError> {
+        let record = Record::create(&config.state_dir, &spec.id)?;
+        let id = spec.id.clone();
+        match Self::boot_recorded(config, spec, record).await {
+            Ok(sandbox) => Ok(sandbox),
+            Err(error) => {
+                if let Err(left) = record::remove(&config.state_dir, &id) {
+                    log::error!(sandbox = id; "after a failed start: {left}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn boot_recorded(config: &Config, spec: SandboxSpec, mut record: Record) -> Result<Self, SandboxError> {
+        let id = spec.id.clone();
+        let vsock_error = |source| SandboxError::Vsock { id: id.clone(), source };
+        refuse_network(&spec)?;
+        let qemu = Qemu { program: vmm::find_program(&config.vmm.qemu)? };
+        let kernel = vmm::find_guest_file("guest.kernel", &config.guest.kernel)?;
+        let initramfs = vmm::find_guest_file("guest.initramfs", &config.guest.initramfs)?;
+        let choice = accelerator::choose(config.vmm.accelerator)?;
+        log::info!(sandbox = id, accelerator:? = choice.accelerator; "{}", choice.reason);
+
+        let scratch = make_scratch(record.dir(), config.guest.scratch_mib)?;
+        let (vsock, device) = Vsock::for_vm(&record.dir().join("vsock")).map_err(vsock_error)?;
+        let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
+        let requests = vsock.listen(host_port::COURIER).map_err(vsock_error)?;
+        let measurement = read_measurement(&initramfs);
+        let launch = Launch {
+            sandbox_id: id.clone(),
+            cmdline: vmm::kernel_cmdline(measurement.as_deref(), &config.guest.cmdline_extra),
+            kernel,
+            initramfs,
+            vcpus: spec.vcpus.unwrap_or(config.guest.vcpus),
+            memory_mib: spec.memory_mib.unwrap_or(config.guest.memory_mib),
+            accelerator: choice.accelerator,
+            scratch,
+            vsock: device,
+            taps: Vec::new(),
+        };
+        let process = Process::spawn(&id, qemu.command(launch))?;
+        record.note_vmm(process.pid())?;
+
+        let courier = Arc::new(Courier::new(&id, &config.courier.allow));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve_courier(requests, courier.clone()));
+        let seconds = config.vmm.boot_timeout_s;
+        let log_lines = tokio::select! {
+            ready = await_ready(&id, &mut console) => ready?,
+            exit = process.exited() => return Err(SandboxError::Died { id, exit }),
+            () = tokio::time::sleep(Duration::from_secs(seconds)) => return Err(SandboxError::Silent { id, seconds }),
+        };
+        tasks.spawn(log_guest(id.clone(), log_lines));
+        let rpc = vsock.connect(guest_port::RPC).await.map_err(vsock_error)?;
+        let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
+        let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, courier, agent, _tasks: tasks };
+        sandbox.create(spec).await?;
+        Ok(sandbox)
+    }
+
+    async fn create(&self, spec: SandboxSpec) -> Result<(), SandboxError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let request = api::CreateSandboxRequest {
+            sandbox_id: spec.id,
+            hostname: spec.hostname,
+            initdata: spec.initdata,
+            host_time: i64::try_from(now).unwrap_or_default(),
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
+        let answer = tokio::select! {
+            answer = self.agent.create_sandbox(context, &request) => answer,
+            exit = self.process.exited() => return Err(SandboxError::Died { id: self.id.clone(), exit }),
+        };
+        let answer = answer.map_err(|error| SandboxError::Refused { message: rpc_message(&error) })?;
+        log::info!(sandbox = self.id, initdata = answer.initdata_digest; "sandbox ready");
+        Ok(())
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The agent.
+    pub fn agent(&self) -> AgentClient {
+        self.agent.clone()
+    }
+
+    /// What the guest may have of this host.
+    pub fn courier(&self) -> &Courier {
+        &self.courier
+    }
+
+    /// Process id of the VM on this host.
+    pub fn vm_pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Connects one of a process's standard streams.
+    pub async fn stream(&self, stream: &StreamId) -> Result<VsockStream, LineError> {
+        let mut connection = self.vsock.connect(guest_port::STREAM).await?;
+        stream.connect(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Returns once the VM has ended; any number of callers, each may be dropped.
+    pub fn exited(&self) -> impl Future<Output = VmExit> + Send + 'static {
+        self.process.exited()
+    }
+
+    /// Ends the VM: the agent first, then by force; and removes all that was made for the sandbox.
+    pub async fn stop(&self) -> Result<(), RecordError> {
+        let exited = self.process.exited();
+        tokio::pin!(exited);
+        let context = ttrpc::context::with_duration(GRACE);
+        let asked = async {
+            // The answer may be cut off by the end of the machine; the end is what counts.
+            let _ = self.agent.shutdown_sandbox(context, &api::Empty::new()).await;
+            exited.as_mut().await
+        };
+        if timeout(GRACE, asked).await.is_err() {
+            log::warn!(sandbox = self.id; "the guest did not power off in {} s: killed", GRACE.as_secs());
+            self.process.kill();
+            if timeout(GONE, self.process.exited()).await.is_err() {
+                log::error!(sandbox = self.id, pid = self.process.pid(); "the VM is not gone after SIGKILL");
+            }
+        }
+        remove_blocking(self.state_dir.clone(), self.id.clone()).await
+    }
+}
+
+/// Removes everything of a sandbox from its record alone; what is gone already is no error.
+pub fn remove(config: &Config, id: &str) -> Result<(), RecordError> {
+    record::remove(&config.state_dir, id)
+}
+
+async fn remove_blocking(state_dir: PathBuf, id: String) -> Result<(), RecordError> {
+    let path = state_dir.clone();
+    match tokio::task::spawn_blocking(move || record::remove(&state_dir, &id)).await {
+        Ok(result) => result,
+        Err(error) => Err(RecordError::Io { path, source: io::Error::other(error) }),
+    }
+}
+
+/// What an agent's refusal says, without the wire's decoration.
+pub fn rpc_message(error: &ttrpc::Error) -> String {
+    match error {
+        ttrpc::Error::RpcStatus(status) => status.message.clone(),
+        other => format!("the guest's agent did not answer: {other}"),
+    }
+}
+
+fn refuse_network(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    let Some(netns) = &spec.netns else { return Ok(()) };
+    match crate::network::interfaces(netns).map(|names| names.into_iter().next()) {
+        Ok(Some(interface)) => Err(SandboxError::Network { id: spec.id.clone(), interface, netns: netns.clone() }),
+        _ => Ok(()),
+    }
+}
+
+/// A sparse file: it takes on disk what the guest writes. Ciphertext only; the key never leaves the guest.
+fn make_scratch(dir: &Path, size_mib: u64) -> Result<Option<PathBuf>, SandboxError> {
+    if size_mib == 0 {
+        return Ok(None);
+    }
+    let path = dir.join("scratch.img");
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|file| file.set_len(size_mib << 20));
+    made.map_err(|source| SandboxError::Scratch { path: path.clone(), source })?;
+    Ok(Some(path))
+}
+
+/// The development stand-in of the launch measurement, from the manifest that the builder put beside the initramfs. Without one the
+/// guest's evidence names none, and a broker's rule that wants one is not met.
+fn read_measurement(initramfs: &Path) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Manifest {
+        measurement: String,
+    }
+    let manifest = fs::read(initramfs.with_file_name("guest.json")).ok()?;
+    let manifest: Manifest = serde_json::from_slice(&manifest).ok()?;
+    let hex = manifest.measurement;
+    (hex.len() == 96 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then_some(hex)
+}
+
+async fn await_ready(id: &str, console: &mut VsockListener) -> Result<VsockStream, SandboxError> {
+    let failed = |source: LineError| SandboxError::Protocol { id: id.to_owned(), source };
+    let mut stream = console.accept().await.map_err(|e| failed(e.into()))?;
+    match line::read_line(&mut stream).await.map_err(failed)? {
+        first if first == console::READY => Ok(stream),
+        first => Err(failed(LineError::Unexpected(first))),
+    }
+}
+
+/// The guest's log lines, as lines of ours. What is no line ends the log, not the sandbox.
+async fn log_guest(id: String, stream: VsockStream) {
+    let mut lines = BufReader::with_capacity(4096, stream);
+    loop {
+        match line::read_line(&mut lines).await {
+            Ok(line) => log::info!(sandbox = id, source = "guest"; "{line}"),
+            Err(LineError::NotText) => {}
+            Err(error) => return log::debug!(sandbox = id; "guest log: {error}"),
+        }
+    }
+}
+
+async fn serve_courier(mut requests: VsockListener, courier: Arc<Courier>) {
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            request = requests.accept() => match request {
+                Ok(stream) => {
+                    let courier = courier.clone();
+                    serving.spawn(async move { courier.serve(stream).await });
+                }
+                Err(error) => return log::debug!("courier: {error}"),
+            },
+            Some(_) = serving.join_next() => {}
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! QEMU's command line. A pure function, so that golden tests hold it.
+
+use super::{Command, Launch, Vmm, VsockDevice, accelerator::Accelerator};
+use std::{ffi::OsString, path::PathBuf};
+
+/// QEMU, with no device beyond what is used and no monitor: the guest powers itself off, the host kills.
+#[derive(Debug)]
+pub struct Qemu {
+    /// Where it is.
+    pub program: PathBuf,
+}
+
+/// Number of the first inherited descriptor in the child.
+const FIRST_FD: usize = 3;
+
+impl Vmm for Qemu {
+    fn command(&self, launch: Launch) -> Command {
+        let mut line = Line::default();
+        line.pair("-name", format!("cloister-{}", launch.sandbox_id));
+        for flag in ["-no-user-config", "-nodefaults", "-no-reboot"] {
+            line.flag(flag);
+        }
+        line.pair("-display", "none");
+        // QEMU parses the guest's virtio queues: what it does not need, its seccomp filter takes away.
+        line.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        // Without ACPI: its tables are host-made code for the guest's interpreter, and nothing here needs them. Without it the
+        // kernel also has a timer that works when the calibration of its clock fails, as it does at times under emulation.
+        line.pair("-machine", "microvm,acpi=off,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram");
+        line.pair("-global", "virtio-mmio.force-legacy=false");
+        let (accelerator, cpu) = match launch.accelerator {
+            Accelerator::Kvm => ("kvm", "host"),
+            Accelerator::Tcg => ("tcg,thread=multi", "max"),
+        };
+        line.pair("-accel", accelerator);
+        line.pair("-cpu", cpu);
+        line.pair("-smp", launch.vcpus.to_string());
+        line.pair("-m", format!("{}M", launch.memory_mib));
+        // Shared, because the vhost-user device of our own reads the queues in it.
+        line.pair("-object", format!("memory-backend-memfd,id=ram,size={}M,share=on", launch.memory_mib));
+        line.pair("-kernel", launch.kernel);
+        line.pair("-initrd", launch.initramfs);
+        line.pair("-append", launch.cmdline);
+        // The guest's console, for the panic text of a kernel or agent that dies before it can speak vsock.
+        line.pair("-chardev", "stdio,id=console,signal=off");
+        line.pair("-serial", "chardev:console");
+        match launch.vsock {
+            VsockDevice::Kernel(cid) => line.pair("-device", format!("vhost-vsock-device,guest-cid={cid}")),
+            VsockDevice::User(fd) => {
+                let fd = line.inherit(fd);
+                line.pair("-chardev", format!("socket,id=vsock,fd={fd}"));
+                line.pair("-device", "vhost-user-vsock-device,chardev=vsock");
+            }
+        }
+        if let Some(scratch) = launch.scratch {
+            // A comma in a path is doubled in QEMU's option syntax.
+            let file = scratch.display().to_string().replace(',', ",,");
+            line.pair("-blockdev", format!("driver=file,node-name=scratch,filename={file},discard=unmap,locking=off"));
+            line.pair("-device", "virtio-blk-device,drive=scratch,serial=scratch");
+        }
+        for (n, tap) in launch.taps.into_iter().enumerate() {
+            let fd = line.inherit(tap.fd);
+            let mac = tap.mac.map(|byte| format!("{byte:02x}")).join(":");
+            line.pair("-netdev", format!("tap,id=net{n},fd={fd}"));
+            line.pair("-device", format!("virtio-net-device,netdev=net{n},mac={mac}"));
+        }
+        Command { program: self.program.clone(), arguments: line.arguments, inherited: line.inherited }
+    }
+}
+
+#[derive(Default)]
+struct Line {
+    arguments: Vec<OsString>,
+    inherited: Vec<std::os::fd::OwnedFd>,
+}
+
+impl Line {
+    fn flag(&mut self, flag: &str) {
+        self.arguments.push(flag.into());
+    }
+
+    fn pair(&mut self, option: &str, value: impl Into<OsString>) {
+        self.flag(option);
+        self.arguments.push(value.into());
+    }
+
+    fn inherit(&mut self, fd: std::os::fd::OwnedFd) -> usize {
+        self.inherited.push(fd);
+        FIRST_FD + self.inherited.len() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::vmm::{Tap, kernel_cmdline};
+    use std::os::fd::OwnedFd;
+
+    fn fd() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    fn launch() -> Launch {
+        Launch {
+            sandbox_id: "demo".into(),
+            kernel: "/g/vmlinux".into(),
+            initramfs: "/g/initramfs.cpio".into(),
+            cmdline: "quiet".into(),
+            vcpus: 2,
+            memory_mib: 512,
+            accelerator: Accelerator::Tcg,
+            scratch: None,
+            vsock: VsockDevice::Kernel(77),
+            taps: Vec::new(),
+        }
+    }
+
+    fn text(launch: Launch) -> String {
+        let command = Qemu { program: "qemu".into() }.command(launch);
+        command.arguments.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_command_line_holds_nothing_that_is_not_used() {
+        assert_eq!(
+            text(launch()),
+            "-name cloister-demo -no-user-config -nodefaults -no-reboot -display none \
+             -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
+             -machine microvm,acpi=off,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram \
+             -global virtio-mmio.force-legacy=false -accel tcg,thread=multi -cpu max -smp 2 -m 512M \
+             -object memory-backend-memfd,id=ram,size=512M,share=on -kernel /g/vmlinux -initrd /g/initramfs.cpio -append quiet \
+             -chardev stdio,id=console,signal=off -serial chardev:console -device vhost-vsock-device,guest-cid=77"
+        );
+    }
+
+    #[test]
+    fn descriptors_are_numbered_in_order() {
+        let mut launch = launch();
+        launch.vsock = VsockDevice::User(fd());
+        launch.scratch = Some("/s/a,b".into());
+        launch.taps = vec![Tap { fd: fd(), mac: [2, 0, 0, 0, 0, 0x1f] }];
+        let text = text(launch);
+        assert!(text.contains("-chardev socket,id=vsock,fd=3 -device vhost-user-vsock-device,chardev=vsock"), "{text}");
+        assert!(text.contains("filename=/s/a,,b,discard=unmap"), "{text}");
+        assert!(text.ends_with("-netdev tap,id=net0,fd=4 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:1f"), "{text}");
+    }
+
+    #[test]
+    fn the_measurement_is_on_the_kernel_command_line() {
+        let cmdline = kernel_cmdline(Some("abcd"), "debug");
+        assert!(cmdline.ends_with(" cloister.measurement=abcd debug"), "{cmdline}");
+        assert!(!kernel_cmdline(None, "").contains("cloister"));
+    }
+}

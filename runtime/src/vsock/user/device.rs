@@ -1,0 +1,293 @@
+//! The virtqueues of the vsock device: packets out of the guest's memory into the [`Table`], and back.
+
+use super::table::{Answer, Header, Key, Table, is_for_host};
+use std::{
+    io,
+    ops::Deref,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::UnixStream,
+    },
+    sync::{Arc, Mutex, PoisonError},
+};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackendMut, VringRwLock, VringT};
+use virtio_bindings::bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
+use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::{
+    epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
+    event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier},
+    eventfd::EventFd,
+};
+
+type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
+
+/// Queues as virtio 1.2 §5.10.2 numbers them; the event queue is QEMU's.
+const RX: u16 = 0;
+const TX: u16 = 1;
+const QUEUES: usize = 3;
+const QUEUE_SIZE: usize = 256;
+/// Token of our own epoll descriptor within the daemon's; above those that it keeps for itself.
+pub(super) const SOCKETS: u16 = QUEUES as u16 + 1;
+/// `VIRTIO_VSOCK_TYPE_STREAM`.
+const TYPE_STREAM: u16 = 1;
+/// Largest packet in either direction, `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` of Linux.
+const MAX_PACKET: usize = 64 << 10;
+/// What our epoll descriptor carries for the wake-up of new commands; no connection has port 0 on both sides.
+const WAKE: u64 = 0;
+
+/// A connection that the host opens.
+pub(super) struct Connect {
+    pub(super) port: u32,
+    pub(super) socket: UnixStream,
+    pub(super) answer: Answer,
+}
+
+/// Commands for the device's thread.
+#[derive(Default)]
+pub(super) struct Commands {
+    queue: Mutex<Vec<Connect>>,
+    wake: Option<EventFd>,
+}
+
+impl Commands {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { queue: Mutex::default(), wake: Some(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?) })
+    }
+
+    pub(super) fn push(&self, command: Connect) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        if let Some(wake) = &self.wake {
+            // Fails only when the counter is full, and then the thread is awake.
+            let _ = wake.write(1);
+        }
+    }
+
+    fn take(&self) -> Vec<Connect> {
+        if let Some(wake) = &self.wake {
+            let _ = wake.read();
+        }
+        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The device's back end, driven by the vhost-user daemon's thread.
+pub(super) struct Device {
+    guest_cid: u64,
+    table: Table,
+    commands: Arc<Commands>,
+    sockets: Epoll,
+    memory: Option<Memory>,
+    buffer: Vec<u8>,
+    exit: Option<(EventConsumer, EventNotifier)>,
+}
+
+impl Device {
+    pub(super) fn new(guest_cid: u32, table: Table, commands: Arc<Commands>) -> io::Result<Self> {
+        let sockets = Epoll::new()?;
+        if let Some(wake) = &commands.wake {
+            sockets.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
+        }
+        let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
+        Ok(Self { guest_cid: guest_cid.into(), table, commands, sockets, memory: None, buffer: vec![0; MAX_PACKET], exit: Some(exit) })
+    }
+
+    /// The descriptor that the daemon's loop is to watch under [`SOCKETS`].
+    pub(super) fn sockets_fd(&self) -> RawFd {
+        self.sockets.as_raw_fd()
+    }
+
+    fn poll_sockets(&mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); 64];
+        loop {
+            let n = match self.sockets.wait(0, &mut events) {
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            for event in &events[..n] {
+                match event.data() {
+                    WAKE => self.commands.take().into_iter().for_each(|c| self.table.connect(c.port, c.socket, c.answer)),
+                    packed => self.table.socket_ready(unpack(packed)),
+                }
+            }
+            if n < events.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn watch_fresh(&mut self) {
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        for (key, fd) in self.table.take_fresh() {
+            if let Err(error) = self.sockets.ctl(ControlOperation::Add, fd, EpollEvent::new(events, pack(key))) {
+                log::warn!("vsock: cannot watch a connection: {error}");
+            }
+        }
+    }
+
+    fn take_packets(&mut self, vring: &VringRwLock<Memory>) -> io::Result<()> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let memory = memory.memory();
+        let mut used = false;
+        let mut state = vring.get_mut();
+        while let Some(mut chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) {
+            let head = chain.head_index();
+            match VsockPacket::from_tx_virtq_chain(memory.deref(), &mut chain, MAX_PACKET as u32) {
+                Ok(packet) => {
+                    let data = match packet.data_slice() {
+                        Some(slice) => {
+                            let n = slice.copy_to(&mut self.buffer[..]);
+                            &self.buffer[..n.min(packet.len() as usize)]
+                        }
+                        None => &[],
+                    };
+                    let header = Header {
+                        local: packet.dst_port(),
+                        peer: packet.src_port(),
+                        op: packet.op(),
+                        flags: packet.flags(),
+                        buf_alloc: packet.buf_alloc(),
+                        fwd_cnt: packet.fwd_cnt(),
+                    };
+                    if packet.type_() == TYPE_STREAM && is_for_host(packet.dst_cid()) && packet.src_cid() == self.guest_cid {
+                        self.table.from_guest(header, data);
+                    } else {
+                        log::debug!("vsock: packet of another type or address dropped");
+                    }
+                }
+                Err(error) => log::warn!("vsock: malformed packet from the guest: {error}"),
+            }
+            state.add_used(head, 0).map_err(io::Error::other)?;
+            used = true;
+        }
+        if used { state.signal_used_queue() } else { Ok(()) }
+    }
+
+    fn give_packets(&mut self, vring: &VringRwLock<Memory>) -> io::Result<()> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let memory = memory.memory();
+        let mut used = false;
+        let mut state = vring.get_mut();
+        while self.table.has_output() {
+            let Some(mut chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) else { break };
+            let head = chain.head_index();
+            let mut length = 0;
+            let mut nothing = false;
+            match VsockPacket::from_rx_virtq_chain(memory.deref(), &mut chain, MAX_PACKET as u32) {
+                Ok(mut packet) => {
+                    let room = packet.data_slice().map_or(0, |slice| slice.len()).min(MAX_PACKET);
+                    match self.table.to_guest(&mut self.buffer[..room]) {
+                        Some((header, n)) => {
+                            if let Some(slice) = packet.data_slice() {
+                                slice.copy_from(&self.buffer[..n]);
+                            }
+                            length = self.write_header(&mut packet, header, n);
+                        }
+                        None => nothing = true,
+                    }
+                }
+                Err(error) => log::warn!("vsock: malformed buffer of the guest: {error}"),
+            }
+            if nothing {
+                state.get_queue_mut().go_to_previous_position();
+                break;
+            }
+            state.add_used(head, length).map_err(io::Error::other)?;
+            used = true;
+        }
+        if used { state.signal_used_queue() } else { Ok(()) }
+    }
+
+    fn write_header(&self, packet: &mut VsockPacket<'_, ()>, header: Header, n: usize) -> u32 {
+        if packet.set_header_from_raw(&[0; PKT_HEADER_SIZE]).is_err() {
+            return 0;
+        }
+        let n = n as u32;
+        packet
+            .set_src_cid(protocol::HOST_CID.into())
+            .set_dst_cid(self.guest_cid)
+            .set_src_port(header.local)
+            .set_dst_port(header.peer)
+            .set_len(n)
+            .set_type(TYPE_STREAM)
+            .set_op(header.op)
+            .set_flags(header.flags)
+            .set_buf_alloc(header.buf_alloc)
+            .set_fwd_cnt(header.fwd_cnt);
+        PKT_HEADER_SIZE as u32 + n
+    }
+}
+
+fn pack((local, peer): Key) -> u64 {
+    u64::from(local) << 32 | u64::from(peer)
+}
+
+fn unpack(packed: u64) -> Key {
+    ((packed >> 32) as u32, packed as u32)
+}
+
+impl VhostUserBackendMut for Device {
+    type Bitmap = ();
+    type Vring = VringRwLock<Memory>;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ
+    }
+
+    fn set_event_idx(&mut self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        // struct virtio_vsock_config: the guest's context id.
+        let config = self.guest_cid.to_le_bytes();
+        let start = (offset as usize).min(config.len());
+        let end = start.saturating_add(size as usize).min(config.len());
+        config[start..end].to_vec()
+    }
+
+    fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
+        self.memory = Some(memory);
+        Ok(())
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        let (consumer, notifier) = self.exit.as_ref()?;
+        Some((consumer.try_clone().ok()?, notifier.try_clone().ok()?))
+    }
+
+    fn handle_event(&mut self, event: u16, _set: EventSet, vrings: &[Self::Vring], _thread: usize) -> io::Result<()> {
+        let (Some(rx), Some(tx)) = (vrings.get(usize::from(RX)), vrings.get(usize::from(TX))) else { return Ok(()) };
+        if event == SOCKETS {
+            self.poll_sockets()?;
+        }
+        // With the event index a kick may be suppressed for what arrives while we work: look again after asking for kicks.
+        loop {
+            tx.disable_notification().map_err(io::Error::other)?;
+            self.take_packets(tx)?;
+            self.watch_fresh();
+            self.give_packets(rx)?;
+            if !tx.enable_notification().map_err(io::Error::other)? {
+                break;
+            }
+        }
+        // Buffers that the guest adds later are news only while something waits for them.
+        if self.table.has_output() && rx.enable_notification().map_err(io::Error::other)? {
+            self.give_packets(rx)?;
+        }
+        Ok(())
+    }
+}
