@@ -5,8 +5,9 @@ TARGET  := target/x86_64-unknown-linux-gnu/release
 KERNEL  := build/deps/kernel
 GUEST   := build/guest
 PREFIX  := /usr/local
+comma   := ,
 # containerd, mounts and the network of a VM need root; building does not.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH)
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME$(comma)CARGO_HOME$(comma)RUST_BACKTRACE$(comma)RUST_TEST_THREADS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build guest demo test bench lint clean install
