@@ -8,7 +8,7 @@
 //!
 //! This crate imports nothing of ours.
 
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/agent/modules.rs"));
 }
