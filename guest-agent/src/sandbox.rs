@@ -37,6 +37,9 @@ pub enum SandboxError {
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A task ended without its result.
+    #[error("sandbox: {0}")]
+    Aborted(String),
     /// The hostname.
     #[error("hostname: {0}")]
     Hostname(#[source] nix::errno::Errno),
@@ -91,7 +94,9 @@ impl Sandbox {
         // HOST_NAME_MAX, limits.h; an id may be longer.
         let hostname: String = hostname.chars().take(64).collect();
         nix::unistd::sethostname(&hostname).map_err(SandboxError::Hostname)?;
-        network::set_up(machine.modules.clone(), &request.interfaces, &request.routes).await?;
+        let (modules, interfaces, routes) = (machine.modules.clone(), request.interfaces.clone(), request.routes.clone());
+        let network = spawn_blocking(move || network::set_up(&modules, &interfaces, &routes)).await;
+        network.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let broker = match &initdata {
             Some((initdata, digest)) => broker(initdata, digest)?,
             None => None,

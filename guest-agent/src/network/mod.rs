@@ -1,0 +1,137 @@
+//! The pod's network: the guest's virtio devices take the names, addresses and routes that the host gives.
+//!
+//! None of it is trusted: the host carries the traffic in any case. What matters is that a bad value changes nothing else.
+
+mod device;
+mod netlink;
+
+use crate::boot::modules::{ModuleError, Modules, Stage};
+use device::Devices;
+use log::info;
+use netlink::Netlink;
+use protocol::api;
+use std::{io, net::IpAddr};
+use thiserror::Error;
+
+/// Why the network could not be set up.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// Kernel modules.
+    #[error("network: {0}")]
+    Modules(#[from] ModuleError),
+    /// No device has the address.
+    #[error("network: interface {name}: no device has the address {mac}; the host must give the machine one")]
+    NoDevice {
+        /// The interface.
+        name: String,
+        /// Its address.
+        mac: String,
+    },
+    /// A name that is not an interface of the request.
+    #[error("network: route by {0}: no such interface")]
+    NoInterface(String),
+    /// The kernel refused it.
+    #[error("network: {what}: {source}")]
+    Refused {
+        /// What was asked.
+        what: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// An address or route.
+    #[error("network: {0:?} is not an address with its prefix")]
+    Address(String),
+}
+
+fn refused(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
+    let what = what.into();
+    move |source| NetworkError::Refused { what, source }
+}
+
+/// 127.0.0.1 and ::1, which everybody expects.
+pub fn raise_loopback() -> io::Result<()> {
+    Devices::open()?.up("lo")
+}
+
+/// Sets up `interfaces`, then `routes`. Blocks.
+pub fn set_up(modules: &Modules, interfaces: &[api::Interface], routes: &[api::Route]) -> Result<(), NetworkError> {
+    if interfaces.is_empty() {
+        return Ok(());
+    }
+    modules.load(Stage::Net)?;
+    let devices = Devices::open().map_err(refused("open"))?;
+    let mut netlink = Netlink::open().map_err(refused("open"))?;
+    let mut indexes = Vec::new();
+    for interface in interfaces {
+        let index = raise(&devices, &mut netlink, interface)?;
+        indexes.push((interface.name.as_str(), index));
+    }
+    // Routes on the link first: a gateway must be reachable when it is named.
+    let (direct, by_gateway): (Vec<_>, Vec<_>) = routes.iter().partition(|route| route.gateway.is_empty());
+    for route in direct.into_iter().chain(by_gateway) {
+        let index = indexes.iter().find(|(name, _)| *name == route.interface).map(|(_, index)| *index);
+        add_route(&mut netlink, route, index.ok_or_else(|| NetworkError::NoInterface(route.interface.clone()))?)?;
+    }
+    info!(interfaces = interfaces.len(), routes = routes.len(); "network is up");
+    Ok(())
+}
+
+fn raise(devices: &Devices, netlink: &mut Netlink, interface: &api::Interface) -> Result<u32, NetworkError> {
+    let name = &interface.name;
+    let what = |what: &str| refused(format!("interface {name}: {what}"));
+    let found = device::by_mac(&interface.mac).map_err(what("find device"))?;
+    let no_device = || NetworkError::NoDevice { name: name.clone(), mac: hex::encode(&interface.mac) };
+    let (old, index) = found.ok_or_else(no_device)?;
+    if old != *name {
+        devices.rename(&old, name).map_err(what("name"))?;
+    }
+    devices.set_mtu(name, interface.mtu).map_err(what("MTU"))?;
+    devices.up(name).map_err(what("up"))?;
+    for text in &interface.addresses {
+        let (address, prefix) = cidr(text)?;
+        netlink.add_address(index, address, prefix).map_err(what(text))?;
+    }
+    Ok(index)
+}
+
+fn add_route(netlink: &mut Netlink, route: &api::Route, index: u32) -> Result<(), NetworkError> {
+    let any = if route.ipv6 { "::/0" } else { "0.0.0.0/0" };
+    let text = if route.destination.is_empty() { any } else { &route.destination };
+    let (destination, prefix) = cidr(text)?;
+    let gateway = match route.gateway.as_str() {
+        "" => None,
+        text => Some(text.parse::<IpAddr>().map_err(|_| NetworkError::Address(text.to_owned()))?),
+    };
+    let what = format!("route {text} by {} {}", route.interface, route.gateway);
+    netlink.add_route(index, destination, prefix, gateway).map_err(refused(what))
+}
+
+fn cidr(text: &str) -> Result<(IpAddr, u8), NetworkError> {
+    let bad = || NetworkError::Address(text.to_owned());
+    let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+    Ok((address.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs::File, os::fd::OwnedFd};
+
+    #[test]
+    fn addresses_have_a_prefix() {
+        assert_eq!(cidr("10.0.0.2/24").unwrap(), ("10.0.0.2".parse().unwrap(), 24));
+        for text in ["10.0.0.2", "x/24", "10.0.0.2/x", "10.0.0.2/256", ""] {
+            assert!(cidr(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_the_host_did_not_give_is_named() {
+        // A directory without a list of modules: all are built in.
+        let modules = Modules::open(&OwnedFd::from(File::open("/proc").unwrap())).unwrap();
+        set_up(&modules, &[], &[]).unwrap();
+        let interface = api::Interface { name: "eth9".into(), mac: vec![2, 1, 1, 1, 1, 2], mtu: 1500, ..Default::default() };
+        let error = set_up(&modules, &[interface], &[]).unwrap_err().to_string();
+        assert!(error.contains("eth9") && error.contains("020101010102"), "{error}");
+    }
+}

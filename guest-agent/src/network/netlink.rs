@@ -1,0 +1,163 @@
+//! The two messages of rtnetlink(7) that have no ioctl for IPv6: a new address, a new route. Each is acknowledged by the kernel.
+
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
+const NLMSG_ERROR: u16 = 2;
+/// `NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE`.
+const NEW: u16 = 0x1 | 0x4 | 0x400;
+/// `NLM_F_REPLACE`: the kernel has made the route of an address's own network already.
+const REPLACE: u16 = 0x100;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+/// The address is the pod's already: nobody has to be asked for a second's time whether it is free.
+const IFA_F_NODAD: u8 = 0x2;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RT_TABLE_MAIN: u8 = 254;
+const RTPROT_BOOT: u8 = 3;
+const RTN_UNICAST: u8 = 1;
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+const HEADER: usize = 16;
+
+/// A connection to the kernel's network configuration.
+pub struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens one.
+    pub fn open() -> io::Result<Self> {
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Gives the device with this index an address.
+    pub fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+        let message = address_message(index, address, prefix);
+        self.request(RTM_NEWADDR, NEW, &message)
+    }
+
+    /// Sends what is for `destination` out by the device, to `gateway` or straight.
+    pub fn add_route(&mut self, index: u32, destination: IpAddr, prefix: u8, gateway: Option<IpAddr>) -> io::Result<()> {
+        let message = route_message(index, destination, prefix, gateway);
+        self.request(RTM_NEWROUTE, NEW | REPLACE, &message)
+    }
+
+    fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        self.sequence += 1;
+        let mut message = Vec::with_capacity(HEADER + body.len());
+        message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(body);
+        send(self.socket.as_raw_fd(), &message, MsgFlags::empty())?;
+        let mut answer = [0u8; 4096];
+        let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        acknowledged(&answer[..length], self.sequence)
+    }
+}
+
+/// `struct nlmsghdr` of an acknowledgement, and the error number behind it.
+fn acknowledged(answer: &[u8], sequence: u32) -> io::Result<()> {
+    let u16_at = |at: usize| answer.get(at..at + 2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
+    let u32_at = |at: usize| answer.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+    match (u16_at(4), u32_at(8), u32_at(HEADER)) {
+        (Some(NLMSG_ERROR), Some(seen), Some(error)) if seen == sequence => match error.cast_signed() {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
+        },
+        _ => Err(io::Error::other("unexpected answer of rtnetlink")),
+    }
+}
+
+/// `struct ifaddrmsg` and its attributes.
+fn address_message(index: u32, address: IpAddr, prefix: u8) -> Vec<u8> {
+    let mut message = vec![family(address), prefix, IFA_F_NODAD, RT_SCOPE_UNIVERSE];
+    message.extend(index.to_ne_bytes());
+    attribute(&mut message, IFA_LOCAL, &octets(address));
+    attribute(&mut message, IFA_ADDRESS, &octets(address));
+    message
+}
+
+/// `struct rtmsg` and its attributes.
+fn route_message(index: u32, destination: IpAddr, prefix: u8, gateway: Option<IpAddr>) -> Vec<u8> {
+    let scope = if gateway.is_some() || destination.is_ipv6() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
+    let mut message = vec![family(destination), prefix, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0, 0, 0, 0];
+    if prefix > 0 {
+        attribute(&mut message, RTA_DST, &octets(destination));
+    }
+    if let Some(gateway) = gateway {
+        attribute(&mut message, RTA_GATEWAY, &octets(gateway));
+    }
+    attribute(&mut message, RTA_OIF, &index.to_ne_bytes());
+    message
+}
+
+fn family(address: IpAddr) -> u8 {
+    // AF_INET is 2 and AF_INET6 is 10.
+    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// `struct rtattr`, padded to four bytes.
+fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    message.extend((4 + value.len() as u16).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_the_kernels_layout() {
+        let address = address_message(3, "10.0.0.2".parse().unwrap(), 24);
+        assert_eq!(&address[..8], &[2, 24, IFA_F_NODAD, 0, 3, 0, 0, 0]);
+        assert_eq!(&address[8..16], &[8, 0, 2, 0, 10, 0, 0, 2]);
+        let route = route_message(3, "0.0.0.0".parse().unwrap(), 0, Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(&route[..12], &[2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0]);
+        assert_eq!(&route[12..], &[8, 0, 5, 0, 10, 0, 0, 1, 8, 0, 4, 0, 3, 0, 0, 0]);
+        assert_eq!(route_message(3, "fd00::".parse().unwrap(), 64, None)[6], RT_SCOPE_UNIVERSE);
+        assert_eq!(route_message(3, "10.0.0.0".parse().unwrap(), 8, None)[6], RT_SCOPE_LINK);
+    }
+
+    #[test]
+    fn the_kernel_answers() {
+        // An index that no device has: refused, whoever asks.
+        let refused = Netlink::open().unwrap().add_address(u32::MAX >> 1, "192.0.2.1".parse().unwrap(), 32).unwrap_err();
+        assert!(matches!(refused.raw_os_error(), Some(libc::ENODEV | libc::EPERM)), "{refused}");
+    }
+
+    #[test]
+    fn an_answer_to_somebody_else_is_none() {
+        let mut answer = vec![0; 36];
+        answer[4] = NLMSG_ERROR as u8;
+        answer[8] = 7;
+        assert!(acknowledged(&answer, 7).is_ok());
+        assert!(acknowledged(&answer, 8).is_err());
+        assert!(acknowledged(&answer[..10], 7).is_err());
+        answer[16..20].copy_from_slice(&(-libc::EEXIST).to_ne_bytes());
+        assert_eq!(acknowledged(&answer, 7).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+    }
+}
