@@ -3,6 +3,7 @@
 use crate::{
     config::{Config, ConfigError},
     courier::Courier,
+    network::{self, Network, NetworkError},
     record::{self, Record, RecordError},
     vmm::{
         self, Launch, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
@@ -115,16 +116,9 @@ pub enum SandboxError {
         /// Its words.
         message: String,
     },
-    /// The pod has a network.
-    #[error("sandbox {id}: interface {interface} of {netns}: pod networks are not supported by this version; use a pod without a network")]
-    Network {
-        /// The sandbox.
-        id: String,
-        /// The interface.
-        interface: String,
-        /// The namespace.
-        netns: PathBuf,
-    },
+    /// The pod's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// A running sandbox. Dropping it kills the VM; [`Sandbox::stop`] ends it in order and removes what it left.
@@ -164,7 +158,6 @@ impl Sandbox {
     async fn boot_recorded(config: &Config, spec: SandboxSpec, mut record: Record) -> Result<Self, SandboxError> {
         let id = spec.id.clone();
         let vsock_error = |source| SandboxError::Vsock { id: id.clone(), source };
-        refuse_network(&spec)?;
         let qemu = Qemu { program: vmm::find_program(&config.vmm.qemu)? };
         let kernel = vmm::find_guest_file("guest.kernel", &config.guest.kernel)?;
         let initramfs = vmm::find_guest_file("guest.initramfs", &config.guest.initramfs)?;
@@ -175,6 +168,10 @@ impl Sandbox {
         let (vsock, device) = Vsock::for_vm(&record.dir().join("vsock")).map_err(vsock_error)?;
         let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
         let requests = vsock.listen(host_port::COURIER).map_err(vsock_error)?;
+        let mut network = match &spec.netns {
+            Some(netns) => network::attach(netns, &mut record).await?,
+            None => Network::default(),
+        };
         let measurement = read_measurement(&initramfs);
         let launch = Launch {
             sandbox_id: id.clone(),
@@ -186,7 +183,7 @@ impl Sandbox {
             accelerator: choice.accelerator,
             scratch,
             vsock: device,
-            taps: Vec::new(),
+            taps: std::mem::take(&mut network.taps),
         };
         let process = Process::spawn(&id, qemu.command(launch))?;
         record.note_vmm(process.pid())?;
@@ -204,15 +201,17 @@ impl Sandbox {
         let rpc = vsock.connect(guest_port::RPC).await.map_err(vsock_error)?;
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
         let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, courier, agent, _tasks: tasks };
-        sandbox.create(spec).await?;
+        sandbox.create(spec, network).await?;
         Ok(sandbox)
     }
 
-    async fn create(&self, spec: SandboxSpec) -> Result<(), SandboxError> {
+    async fn create(&self, spec: SandboxSpec, network: Network) -> Result<(), SandboxError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let request = api::CreateSandboxRequest {
             sandbox_id: spec.id,
             hostname: spec.hostname,
+            interfaces: network.interfaces,
+            routes: network.routes,
             initdata: spec.initdata,
             host_time: i64::try_from(now).unwrap_or_default(),
             ..Default::default()
@@ -298,14 +297,6 @@ pub fn rpc_message(error: &ttrpc::Error) -> String {
     match error {
         ttrpc::Error::RpcStatus(status) => status.message.clone(),
         other => format!("the guest's agent did not answer: {other}"),
-    }
-}
-
-fn refuse_network(spec: &SandboxSpec) -> Result<(), SandboxError> {
-    let Some(netns) = &spec.netns else { return Ok(()) };
-    match crate::network::interfaces(netns).map(|names| names.into_iter().next()) {
-        Ok(Some(interface)) => Err(SandboxError::Network { id: spec.id.clone(), interface, netns: netns.clone() }),
-        _ => Ok(()),
     }
 }
 

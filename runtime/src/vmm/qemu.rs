@@ -23,9 +23,9 @@ impl Vmm for Qemu {
         line.pair("-display", "none");
         // QEMU parses the guest's virtio queues: what it does not need, its seccomp filter takes away.
         line.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-        // Without ACPI: its tables are host-made code for the guest's interpreter, and nothing here needs them. Without it the
-        // kernel also has a timer that works when the calibration of its clock fails, as it does at times under emulation.
-        line.pair("-machine", "microvm,acpi=off,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram");
+        // ACPI is how Debian's kernel finds virtio-mmio devices (it is built without their kernel parameter). Without a clock chip the
+        // kernel waits a second for it, twice.
+        line.pair("-machine", "microvm,acpi=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram");
         line.pair("-global", "virtio-mmio.force-legacy=false");
         let (accelerator, cpu) = match launch.accelerator {
             Accelerator::Kvm => ("kvm", "host"),
@@ -127,7 +127,7 @@ mod tests {
             text(launch()),
             "-name cloister-demo -no-user-config -nodefaults -no-reboot -display none \
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
-             -machine microvm,acpi=off,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram \
+             -machine microvm,acpi=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram \
              -global virtio-mmio.force-legacy=false -accel tcg,thread=multi -cpu max -smp 2 -m 512M \
              -object memory-backend-memfd,id=ram,size=512M,share=on -kernel /g/vmlinux -initrd /g/initramfs.cpio -append quiet \
              -chardev stdio,id=console,signal=off -serial chardev:console -device vhost-vsock-device,guest-cid=77"
