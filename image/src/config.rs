@@ -110,16 +110,16 @@ impl ImageConfig {
             return field("rootfs.diff_ids", format!("{} are more than {MAX_LAYERS}", self.rootfs.diff_ids.len()));
         }
         let run = &self.config;
-        let strings: [(&'static str, &mut dyn Iterator<Item = &String>); 5] = [
-            ("Entrypoint", &mut run.entrypoint.iter()),
-            ("Cmd", &mut run.cmd.iter()),
-            ("Env", &mut run.env.iter()),
-            ("Volumes", &mut run.volumes.keys()),
-            ("WorkingDir, User or StopSignal", &mut [&run.working_dir, &run.user, &run.stop_signal].into_iter()),
+        let strings: [(&'static str, Vec<&String>); 5] = [
+            ("Entrypoint", run.entrypoint.iter().collect()),
+            ("Cmd", run.cmd.iter().collect()),
+            ("Env", run.env.iter().collect()),
+            ("Volumes", run.volumes.keys().collect()),
+            ("WorkingDir, User or StopSignal", vec![&run.working_dir, &run.user, &run.stop_signal]),
         ];
         for (name, values) in strings {
             // The kernel ends arguments and paths at a NUL byte: what is checked would not be what is run.
-            if values.into_iter().any(|text| text.contains('\0')) {
+            if values.iter().any(|text| text.contains('\0')) {
                 return field(name, "holds a NUL byte".into());
             }
         }

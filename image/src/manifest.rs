@@ -32,7 +32,9 @@ pub enum ManifestError {
     #[error("manifest has both `manifests` and `layers`: refused, as readers would disagree on what it is")]
     Ambiguous,
     /// Neither a manifest nor an index.
-    #[error("manifest of media type {0:?}: want an OCI image manifest or index, or a Docker schema 2 one; push the image anew with a current tool")]
+    #[error(
+        "manifest of media type {0:?}: want an OCI image manifest or index, or a Docker schema 2 one; push the image anew with a current tool"
+    )]
     MediaType(String),
     /// Announced as one thing, being another.
     #[error("manifest says that it is {stated:?} but was announced as {announced:?}")]
@@ -49,12 +51,11 @@ pub enum ManifestError {
     #[error("manifest: {0}")]
     Bound(String),
     /// Not for us.
-    #[error("the image has no {} manifest; it has {0}", platform())]
-    Platform(String),
-}
-
-fn platform() -> String {
-    format!("{}/{}", PLATFORM.0, PLATFORM.1)
+    #[error("the image has no {}/{} manifest; it has {have}", PLATFORM.0, PLATFORM.1)]
+    Platform {
+        /// The platforms that it has.
+        have: String,
+    },
 }
 
 /// Points to a blob.
@@ -159,7 +160,8 @@ impl Index {
         found.ok_or_else(|| {
             let names = self.manifests.iter().filter_map(|d| d.platform.as_ref()).map(|p| format!("{}/{}", p.os, p.architecture));
             let names: Vec<_> = names.take(20).collect();
-            ManifestError::Platform(if names.is_empty() { "none that names a platform".into() } else { names.join(", ") })
+            let have = if names.is_empty() { "none that names a platform".into() } else { clip(&names.join(", ")) };
+            ManifestError::Platform { have }
         })
     }
 }
@@ -263,7 +265,8 @@ mod tests {
 
     #[test]
     fn a_manifest_is_read() {
-        let Document::Manifest(read) = parse(&manifest(), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8")).unwrap() else {
+        let Document::Manifest(read) = parse(&manifest(), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8")).unwrap()
+        else {
             panic!("not a manifest")
         };
         assert_eq!((read.layers.len(), read.layers[0].size), (1, 1));

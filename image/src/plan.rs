@@ -35,7 +35,9 @@ pub enum PlanError {
         media_type: String,
     },
     /// Some layers are encrypted and some are not.
-    #[error("layer {plain} is plain while {encrypted} is encrypted: whoever holds the registry could have put it there; encrypt every layer")]
+    #[error(
+        "layer {plain} is plain while {encrypted} is encrypted: whoever holds the registry could have put it there; encrypt every layer"
+    )]
     Mixed {
         /// A plain layer.
         plain: Digest,

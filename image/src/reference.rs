@@ -113,7 +113,8 @@ impl FromStr for Reference {
             return Err(fail("a tag is 1 to 128 letters, digits, '_', '.', '-', and begins with neither '.' nor '-'"));
         }
         let (domain, repository) = split_domain(name);
-        let repository = if domain == "docker.io" && !repository.contains('/') { format!("library/{repository}") } else { repository.into() };
+        let repository =
+            if domain == "docker.io" && !repository.contains('/') { format!("library/{repository}") } else { repository.into() };
         if !is_domain(&domain) {
             return Err(fail("the registry must be a host name or address with an optional port"));
         }
@@ -137,11 +138,16 @@ fn split_domain(name: &str) -> (String, &str) {
 
 fn is_domain(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((v6, port)) => return v6.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)),
+        Some((v6, port)) => {
+            return v6.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+        }
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
     let label = |label: &str| {
-        label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
+        label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
     };
     host.split('.').all(label) && port.is_none_or(is_port)
 }
@@ -203,9 +209,35 @@ mod tests {
     fn hostile_references_are_refused() {
         let long = format!("x.io/{}", "a".repeat(256));
         for text in [
-            "", ":", "/", "a//b", "a/../b", "../a", "a/.", "A/b c", "x.io/A", "x.io/a:", "x.io/a:.t", "x.io/a:b:c", "x.io:0/a", "x.io:99999/a",
-            "x.io:+80/a", "-x.io/a", "x..io/a", "[::1/a", "x.io/a@sha256:abc", "x.io/a@", "x.io/a?b", "x.io/a#b", "x.io/a%2f", "x.io/a\n",
-            "user@x.io/a", "x.io/a___b", "x.io/é", "https://x.io/a", &long,
+            "",
+            ":",
+            "/",
+            "a//b",
+            "a/../b",
+            "../a",
+            "a/.",
+            "A/b c",
+            "x.io/A",
+            "x.io/a:",
+            "x.io/a:.t",
+            "x.io/a:b:c",
+            "x.io:0/a",
+            "x.io:99999/a",
+            "x.io:+80/a",
+            "-x.io/a",
+            "x..io/a",
+            "[::1/a",
+            "x.io/a@sha256:abc",
+            "x.io/a@",
+            "x.io/a?b",
+            "x.io/a#b",
+            "x.io/a%2f",
+            "x.io/a\n",
+            "user@x.io/a",
+            "x.io/a___b",
+            "x.io/é",
+            "https://x.io/a",
+            &long,
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?} was taken");
         }

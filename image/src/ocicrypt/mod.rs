@@ -1,0 +1,195 @@
+//! ocicrypt: how the layers of an image are encrypted (containers/ocicrypt, `docs/`), with the key-provider packets of Confidential
+//! Containers around each layer's key.
+//!
+//! A layer's blob (the packed tar) is encrypted with AES-256-CTR under a key of its own and authenticated with HMAC-SHA-256 over the
+//! ciphertext. The key, wrapped with a key-encryption key ([`Kek`]) that the broker keeps, stands in an annotation of the layer's
+//! descriptor; the HMAC stands in another, in the clear.
+
+mod cipher;
+mod options;
+mod packet;
+
+pub use cipher::{LayerKey, LayerMac, open_reader};
+pub(crate) use cipher::{SealError, SealedLayer, seal};
+pub use packet::{Kek, Packet};
+
+use options::{PrivateOptions, PublicOptions};
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// The annotation with the wrapped keys: comma-separated base64 of one packet per recipient.
+pub const KEYS_ANNOTATION: &str = "org.opencontainers.image.enc.keys.provider.attestation-agent";
+/// The annotation with the cipher's name and the HMAC: base64 of JSON.
+pub const PUBOPTS_ANNOTATION: &str = "org.opencontainers.image.enc.pubopts";
+/// What the names of all of ocicrypt's annotations begin with.
+pub const ANNOTATION_PREFIX: &str = "org.opencontainers.image.enc.";
+const ANY_KEYS_PREFIX: &str = "org.opencontainers.image.enc.keys.";
+
+/// Longest annotation value taken, in bytes.
+const MAX_ANNOTATION: usize = 64 << 10;
+/// Most packets (recipients) of a layer.
+const MAX_PACKETS: usize = 16;
+
+/// Why a layer cannot be opened. No variant holds anything secret.
+#[derive(Debug, Error)]
+pub enum OcicryptError {
+    /// Not there.
+    #[error("encrypted, but annotation {0} is missing: encrypt the image anew")]
+    Missing(&'static str),
+    /// Encrypted for somebody else.
+    #[error(
+        "encrypted, but for no key broker: it has keys of kind {0}, want provider.attestation-agent; encrypt it with `cloister image encrypt`"
+    )]
+    OtherRecipients(String),
+    /// There, but not to be read.
+    #[error("{what}: {why}")]
+    Malformed {
+        /// Which part.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A wrap that is not used.
+    #[error("key {kid}: wrap type {wrap_type:?}: want A256GCM, which authenticates what it wraps")]
+    WrapType {
+        /// The key's name.
+        kid: String,
+        /// What was found.
+        wrap_type: String,
+    },
+    /// A key management service.
+    #[error("key {kid}: wrapped by provider {provider:?}: want kbs")]
+    Provider {
+        /// The key's name.
+        kid: String,
+        /// What was found.
+        provider: String,
+    },
+    /// GCM's verdict.
+    #[error("key {kid} does not open this layer's packet: the image was encrypted with another key, or the packet was tampered with")]
+    WrongKey {
+        /// The key's name.
+        kid: String,
+    },
+    /// Not 32 bytes.
+    #[error("a key-encryption key is 32 bytes, this one {0}: store exactly the raw key in the broker")]
+    KekLength(usize),
+    /// The ciphertext's HMAC.
+    #[error("HMAC mismatch: the encrypted layer was tampered with, or belongs to another key")]
+    Hmac,
+}
+
+fn malformed(what: &'static str, why: impl ToString) -> OcicryptError {
+    OcicryptError::Malformed { what, why: why.to_string() }
+}
+
+/// What a descriptor's annotations say about its layer's encryption; parsed and bounded, not yet opened.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    packets: Vec<Packet>,
+    public: PublicOptions,
+}
+
+impl Envelope {
+    /// Reads the annotations of an encrypted layer's descriptor.
+    pub fn parse(annotations: &BTreeMap<String, String>) -> Result<Self, OcicryptError> {
+        let Some(keys) = annotations.get(KEYS_ANNOTATION) else {
+            let others: Vec<&str> = annotations.keys().filter_map(|name| name.strip_prefix(ANY_KEYS_PREFIX)).take(4).collect();
+            return Err(match others.is_empty() {
+                true => OcicryptError::Missing(KEYS_ANNOTATION),
+                false => OcicryptError::OtherRecipients(others.join(", ")),
+            });
+        };
+        let public = annotations.get(PUBOPTS_ANNOTATION).ok_or(OcicryptError::Missing(PUBOPTS_ANNOTATION))?;
+        if keys.len() > MAX_ANNOTATION || public.len() > MAX_ANNOTATION {
+            return Err(malformed("annotations", format!("longer than {MAX_ANNOTATION} bytes")));
+        }
+        let packets: Vec<Packet> = keys.split(',').take(MAX_PACKETS + 1).map(Packet::from_base64).collect::<Result<_, _>>()?;
+        if packets.len() > MAX_PACKETS {
+            return Err(malformed("key packets", format!("more than {MAX_PACKETS}")));
+        }
+        Ok(Self { packets, public: PublicOptions::from_base64(public)? })
+    }
+
+    /// The wrapped keys, each of which opens the layer; never empty. The key's name in it comes from whoever made the image.
+    pub fn packets(&self) -> &[Packet] {
+        &self.packets
+    }
+
+    /// Unwraps the layer's key from one of [`Self::packets`].
+    pub fn open(&self, packet: &Packet, kek: &Kek) -> Result<LayerKey, OcicryptError> {
+        let private = PrivateOptions::from_json(&packet.unwrap(kek)?)?;
+        // The nonce counts only where GCM vouches for it: the HMAC covers the ciphertext alone, so that a nonce of the clear options
+        // would let the registry choose what the layer decrypts to.
+        if self.public.nonce.is_some_and(|public| public != private.nonce) {
+            return Err(malformed("annotation pubopts", "a nonce that contradicts the wrapped one"));
+        }
+        Ok(LayerKey::new(private, self.public.hmac))
+    }
+
+    /// The annotations of a layer that was sealed with `layer`, its key wrapped once with `kek` under the name `kid`.
+    pub(crate) fn annotations(layer: &SealedLayer, kid: &str, kek: &Kek) -> Result<BTreeMap<String, String>, OcicryptError> {
+        let packet = Packet::wrap(kid, kek, &layer.private.to_json())?;
+        let public = PublicOptions { hmac: layer.hmac, nonce: None };
+        Ok(BTreeMap::from([(KEYS_ANNOTATION.to_owned(), packet.to_base64()), (PUBOPTS_ANNOTATION.to_owned(), public.to_base64())]))
+    }
+}
+
+/// Whether ocicrypt owns the annotation of this name.
+pub fn is_ocicrypt_annotation(name: &str) -> bool {
+    name.starts_with(ANNOTATION_PREFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use base64::{Engine, engine::general_purpose::STANDARD};
+
+    #[test]
+    fn the_annotations_of_a_sealed_layer_open_it() {
+        let annotations = testing::sealed_annotations();
+        let envelope = Envelope::parse(&annotations).unwrap();
+        assert_eq!(envelope.packets()[0].key_id(), testing::KID);
+        assert!(envelope.open(&envelope.packets()[0], &testing::kek()).is_ok());
+        let wrong = Kek::from_bytes(&[9; 32]).unwrap();
+        assert!(matches!(envelope.open(&envelope.packets()[0], &wrong), Err(OcicryptError::WrongKey { .. })));
+    }
+
+    #[test]
+    fn missing_and_foreign_recipients_are_told_apart() {
+        let mut annotations = testing::sealed_annotations();
+        annotations.remove(PUBOPTS_ANNOTATION);
+        assert!(matches!(Envelope::parse(&annotations), Err(OcicryptError::Missing(PUBOPTS_ANNOTATION))));
+        annotations.clear();
+        assert!(matches!(Envelope::parse(&annotations), Err(OcicryptError::Missing(KEYS_ANNOTATION))));
+        annotations.insert(format!("{ANY_KEYS_PREFIX}jwe"), "e30=".into());
+        let error = Envelope::parse(&annotations).unwrap_err().to_string();
+        assert!(error.contains("keys of kind jwe"), "{error}");
+    }
+
+    #[test]
+    fn one_of_several_recipients_is_enough() {
+        let mut annotations = testing::sealed_annotations();
+        let ours = annotations[KEYS_ANNOTATION].clone();
+        let other = Packet::wrap("kbs:///other/key/1", &Kek::from_bytes(&[9; 32]).unwrap(), b"{}").unwrap().to_base64();
+        annotations.insert(KEYS_ANNOTATION.into(), format!("{other},{ours}"));
+        let envelope = Envelope::parse(&annotations).unwrap();
+        assert_eq!(envelope.packets().len(), 2);
+        assert!(envelope.open(&envelope.packets()[1], &testing::kek()).is_ok());
+        annotations.insert(KEYS_ANNOTATION.into(), vec![ours; MAX_PACKETS + 1].join(","));
+        assert!(Envelope::parse(&annotations).is_err());
+    }
+
+    #[test]
+    fn a_clear_nonce_cannot_replace_the_wrapped_one() {
+        let mut annotations = testing::sealed_annotations();
+        let clear = STANDARD.decode(&annotations[PUBOPTS_ANNOTATION]).unwrap();
+        let mut clear: serde_json::Value = serde_json::from_slice(&clear).unwrap();
+        clear["cipheroptions"]["nonce"] = STANDARD.encode([7; 16]).into();
+        annotations.insert(PUBOPTS_ANNOTATION.into(), STANDARD.encode(clear.to_string()));
+        let envelope = Envelope::parse(&annotations).unwrap();
+        let error = envelope.open(&envelope.packets()[0], &testing::kek()).unwrap_err().to_string();
+        assert!(error.contains("contradicts"), "{error}");
+    }
+}

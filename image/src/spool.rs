@@ -1,0 +1,179 @@
+//! The first pass over a layer: to a file, while its digest and, where it is encrypted, its HMAC are computed. Nothing of it is
+//! parsed. Only what passed here may be given to [`crate::layer::unpack_layer`].
+
+use crate::{
+    digest::{DigestError, Verifier},
+    ocicrypt::{LayerKey, LayerMac, OcicryptError},
+    plan::LayerPlan,
+};
+use bytes::{Bytes, BytesMut};
+use std::{
+    fs::File,
+    io::{self, Seek, Write},
+};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::mpsc,
+};
+
+/// Bytes per chunk between the connection and the hasher.
+const CHUNK: usize = 256 << 10;
+/// Chunks on their way: what a slow disk may hold back of a fast network.
+const IN_FLIGHT: usize = 4;
+
+/// Why a layer was not taken.
+#[derive(Debug, Error)]
+pub enum SpoolError {
+    /// The connection.
+    #[error("layer {digest}: reading: {source}")]
+    Read {
+        /// Which layer.
+        digest: crate::digest::Digest,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The scratch file.
+    #[error("layer {digest}: writing to scratch: {source}")]
+    Write {
+        /// Which layer.
+        digest: crate::digest::Digest,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Length or digest.
+    #[error("layer: {0}")]
+    Digest(#[from] DigestError),
+    /// The HMAC.
+    #[error("layer {digest}: {source}")]
+    Hmac {
+        /// Which layer.
+        digest: crate::digest::Digest,
+        /// The verdict.
+        source: OcicryptError,
+    },
+    /// A plan for an encrypted layer without its key, or the other way round.
+    #[error("layer {0}: the key does not go with the plan")]
+    Key(crate::digest::Digest),
+}
+
+/// Writes the blob of `plan` to `file`, from its start, and gives the file back, rewound, when length, digest and HMAC are right.
+/// Hashing and writing run on a blocking thread beside the reading. Dropping the future ends both; the file then holds junk.
+pub async fn spool<R: AsyncRead + Unpin>(mut reader: R, plan: &LayerPlan, key: Option<&LayerKey>, file: File) -> Result<File, SpoolError> {
+    let digest = plan.descriptor.digest;
+    let check = Check::new(plan, key)?;
+    let (sender, receiver) = mpsc::channel(IN_FLIGHT);
+    let writer = tokio::task::spawn_blocking(move || check.drain(receiver, file));
+    let mut buffer = BytesMut::with_capacity(CHUNK);
+    let read = loop {
+        // Small reads of a socket are gathered, so that the other thread wakes once per chunk and not once per segment.
+        match reader.read_buf(&mut buffer).await {
+            Ok(0) => break Ok(()),
+            Ok(_) if buffer.len() * 2 < CHUNK => (),
+            // The other side is gone only if it found a fault, which it reports below.
+            Ok(_) if sender.send(buffer.split().freeze()).await.is_err() => break Ok(()),
+            Ok(_) => (),
+            Err(source) => break Err(SpoolError::Read { digest, source }),
+        }
+        buffer.reserve(CHUNK);
+    };
+    if read.is_ok() && !buffer.is_empty() {
+        sender.send(buffer.freeze()).await.ok();
+    }
+    drop(sender);
+    let verdict = writer.await.map_err(|e| SpoolError::Write { digest, source: io::Error::other(e) })?;
+    read.and(verdict)
+}
+
+struct Check {
+    plan: LayerPlan,
+    verifier: Verifier,
+    mac: Option<LayerMac>,
+}
+
+impl Check {
+    fn new(plan: &LayerPlan, key: Option<&LayerKey>) -> Result<Self, SpoolError> {
+        if plan.envelope.is_some() != key.is_some() {
+            return Err(SpoolError::Key(plan.descriptor.digest));
+        }
+        Ok(Self { plan: plan.clone(), verifier: plan.descriptor.verifier(), mac: key.map(LayerKey::mac) })
+    }
+
+    fn drain(mut self, mut chunks: mpsc::Receiver<Bytes>, mut file: File) -> Result<File, SpoolError> {
+        let digest = self.plan.descriptor.digest;
+        let io_error = |source| SpoolError::Write { digest, source };
+        while let Some(chunk) = chunks.blocking_recv() {
+            self.verifier.update(&chunk)?;
+            if let Some(mac) = &mut self.mac {
+                mac.update(&chunk);
+            }
+            file.write_all(&chunk).map_err(io_error)?;
+        }
+        self.verifier.finish()?;
+        self.mac.map_or(Ok(()), LayerMac::finish).map_err(|source| SpoolError::Hmac { digest, source })?;
+        file.rewind().map_err(io_error)?;
+        Ok(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use std::io::Read;
+
+    async fn run(blob: &[u8], plan: &LayerPlan, key: Option<&LayerKey>) -> Result<Vec<u8>, SpoolError> {
+        let mut file = spool(blob, plan, key, tempfile::tempfile().unwrap()).await?;
+        let mut out = Vec::new();
+        file.read_to_end(&mut out).unwrap();
+        Ok(out)
+    }
+
+    #[tokio::test]
+    async fn right_layers_reach_the_file() {
+        let blob: Vec<u8> = (0..CHUNK * 3 + 77).map(|i| (i % 251) as u8).collect();
+        let plain = testing::plain_plan(&blob);
+        assert!(run(&blob, &plain, None).await.unwrap() == blob);
+        let (cipher, plan, key) = testing::sealed_plan(&blob);
+        assert!(run(&cipher, &plan, Some(&key)).await.unwrap() == cipher);
+    }
+
+    #[tokio::test]
+    async fn wrong_layers_do_not() {
+        let blob = vec![3; CHUNK + 9];
+        let (cipher, plan, key) = testing::sealed_plan(&blob);
+        let mut flipped = cipher.clone();
+        flipped[CHUNK] ^= 1;
+        assert!(matches!(run(&flipped, &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Mismatch { .. }))));
+        assert!(matches!(run(&cipher[..CHUNK], &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Size { .. }))));
+        let long = [cipher.as_slice(), &[0; CHUNK * 9]].concat();
+        assert!(matches!(run(&long, &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Size { .. }))));
+        assert!(matches!(run(&cipher, &plan, None).await, Err(SpoolError::Key(_))));
+        // The registry is consistent with itself, and yet the layer is not what the key's owner made.
+        let mut forged = plan.clone();
+        forged.descriptor.digest = crate::digest::Digest::of(&flipped);
+        assert!(matches!(run(&flipped, &forged, Some(&key)).await, Err(SpoolError::Hmac { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_broken_connection_is_told_as_such() {
+        let plan = testing::plain_plan(b"hello");
+        let reader = tokio_test_reader();
+        let error = spool(reader, &plan, None, tempfile::tempfile().unwrap()).await.unwrap_err();
+        assert!(matches!(error, SpoolError::Read { .. }), "{error}");
+    }
+
+    fn tokio_test_reader() -> impl AsyncRead + Unpin {
+        struct Broken;
+        impl AsyncRead for Broken {
+            fn poll_read(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+                _: &mut tokio::io::ReadBuf<'_>,
+            ) -> std::task::Poll<io::Result<()>> {
+                std::task::Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+            }
+        }
+        Broken
+    }
+}
