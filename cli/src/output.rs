@@ -32,7 +32,20 @@ pub(crate) fn note(text: &str) {
 
 /// Says on standard error why a command failed: one line, with its causes.
 pub(crate) fn failure(error: &Error) {
-    note(&format!("cloister: {}", one_line(&format!("{error:#}"))));
+    note(&format!("cloister: {}", one_line(&with_causes(error))));
+}
+
+/// The chain of causes. Most of our errors name their cause in their own text already.
+fn with_causes(error: &Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn one_line(text: &str) -> String {
@@ -74,7 +87,13 @@ mod tests {
     #[test]
     fn a_failure_is_one_line() {
         let error = anyhow!("cause\n  at line 3\n").context("reading x");
-        assert_eq!(one_line(&format!("{error:#}")), "reading x: cause; at line 3");
+        assert_eq!(one_line(&with_causes(&error)), "reading x: cause; at line 3");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = anyhow!("no such file").context("x: no such file").context("build");
+        assert_eq!(with_causes(&error), "build: x: no such file");
     }
 
     #[test]

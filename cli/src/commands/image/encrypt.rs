@@ -1,0 +1,109 @@
+//! `cloister image encrypt`: an image that only an attested guest can read.
+
+use super::release::Release;
+use crate::{commands::broker::Access, input, output};
+use anyhow::{Context, Result};
+use attestation::ResourceUri;
+use image::{
+    encrypt::encrypt_image,
+    layout::{Layout, parse_name},
+    ocicrypt::Kek,
+};
+use key_broker::{AdminClient, Rule};
+use serde::Serialize;
+
+/// Encrypt an image, and give its key to the broker with the rule under which it may leave
+///
+/// Each layer is encrypted with a key of its own; those are wrapped with one new key, which goes to the broker and nowhere else.
+///
+///   skopeo copy docker://registry.example/app:1 oci:app:plain
+///   cloister image encrypt oci:app:plain oci:app:encrypted \
+///       --broker http://127.0.0.1:8090 --admin-key admin.key --key kbs:///default/key/app \
+///       --launch-measurement @/usr/lib/cloister/guest.json --init-data initdata.toml
+///   skopeo copy oci:app:encrypted docker://registry.example/app:encrypted
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// The plain image: oci:DIR:TAG
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    /// Where the encrypted image goes: oci:DIR:TAG; may be the same directory
+    #[arg(value_name = "DESTINATION")]
+    destination: String,
+    #[command(flatten)]
+    access: Access,
+    /// Name of the key at the broker: kbs:///repository/type/tag. A key of that name is replaced
+    #[arg(long, value_name = "RESOURCE")]
+    key: ResourceUri,
+    #[command(flatten)]
+    release: Release,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    destination: String,
+    /// Digest of the new manifest.
+    digest: String,
+    key: ResourceUri,
+    /// The release rule, as the broker has it.
+    rule: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    // What can be wrong with the command line, before anything is written.
+    let rule = args.release.rule()?;
+    let client = args.access.client()?;
+    let (source, source_tag) = parse_name(&args.source)?;
+    let (target, target_tag) = parse_name(&args.destination)?;
+    let target_tag = target_tag.with_context(|| format!("{}: the destination needs a tag, oci:DIR:TAG", args.destination))?;
+    let source = Layout::open(&source)?;
+    let target = Layout::create(&target)?;
+
+    let kek = Kek::generate()?;
+    let encrypt = || {
+        let progress = output::bytes_progress(0).with_message("encrypting layers");
+        let image = encrypt_image(&source, source_tag.as_deref(), &target, &target_tag, (&args.key.to_string(), &kek), |state| {
+            progress.set_length(state.total);
+            progress.set_position(state.done);
+        })?;
+        progress.finish_and_clear();
+        Ok(image.digest.to_string())
+    };
+    let digest = input::block_on(store_then(&client, &args.key, &kek, &rule, encrypt))?;
+    report(args, Outcome { destination: args.destination.clone(), digest, key: args.key.clone(), rule: rule.text().to_owned() })
+}
+
+/// The key first: an image whose key nobody has would look finished. What `encrypt` does not finish takes its key back.
+async fn store_then(
+    client: &AdminClient,
+    key: &ResourceUri,
+    kek: &Kek,
+    rule: &Rule,
+    encrypt: impl FnOnce() -> Result<String>,
+) -> Result<String> {
+    client.put_resource(key, kek.as_bytes(), rule).await?;
+    match encrypt() {
+        Ok(digest) => Ok(digest),
+        Err(error) => {
+            let kept = client.delete(key).await.err().map(|e| format!("; its key {key} is still at the broker: {e}"));
+            Err(error.context(format!("encrypt the image{}", kept.unwrap_or_default())))
+        }
+    }
+}
+
+fn report(args: &Args, outcome: Outcome) -> Result<()> {
+    if args.json {
+        return output::json(&outcome);
+    }
+    let rule: Vec<&str> = outcome.rule.lines().filter(|line| !line.trim().is_empty()).collect();
+    let mut rows = vec![
+        vec!["image".to_owned(), format!("{} {}", outcome.destination, outcome.digest)],
+        vec!["key".to_owned(), format!("{} at {}", outcome.key, args.access.broker)],
+    ];
+    rows.extend(rule.iter().map(|line| vec!["released to".to_owned(), (*line).to_owned()]));
+    output::table(&rows)
+}

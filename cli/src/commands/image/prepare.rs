@@ -1,0 +1,176 @@
+//! `cloister image prepare`: does for `ctr` what clients with the remote-snapshot path do by themselves. It tells containerd, through
+//! the labelled `Prepare` that a proxy snapshotter answers with "already there", that each layer of an image needs no unpacking.
+//! See `snapshotter` for why the snapshotter alone cannot.
+
+use crate::{
+    input, output,
+    snapshotter::{LABEL_TARGET, messages as pb},
+};
+use anyhow::{Context, Result, bail, ensure};
+use http::uri::PathAndQuery;
+use image::{
+    config::ImageConfig,
+    digest::Digest,
+    manifest::{Document, Manifest, parse_document, parse_manifest},
+};
+use protobuf::MessageField;
+use runtime::{
+    containerd::{Client, ContainerdError, ImageTarget},
+    courier::BlobSource,
+};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::io::AsyncReadExt;
+use tonic::Code;
+
+/// Longest manifest or config, in bytes: what registries accept.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+const SNAPSHOTS: &str = "/containerd.services.snapshots.v1.Snapshots/";
+const CONTENT_UPDATE: &str = "/containerd.services.content.v1.Content/Update";
+
+/// Tell containerd that an image's layers need no unpacking on this host
+///
+/// For `ctr`, which unpacks by itself what it pulls, and so fails on an encrypted layer. Once for each image, after fetching it:
+///
+///   ctr content fetch registry.example/app:1
+///   cloister image prepare registry.example/app:1
+///   ctr run --rm --snapshotter cloister --runtime io.containerd.cloister.v2 registry.example/app:1 app-1
+///
+/// A pull that was refused with `layers are not unpacked on this host` has fetched the image too.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// The image's name, as `ctr image ls` shows it
+    image: String,
+    /// containerd's socket
+    #[arg(long, short, env = "CONTAINERD_ADDRESS", default_value = "/run/containerd/containerd.sock", value_name = "SOCKET")]
+    address: PathBuf,
+    /// containerd's namespace
+    #[arg(long, short, env = "CONTAINERD_NAMESPACE", default_value = "default", value_name = "NAME")]
+    namespace: String,
+    /// Name of `cloister snapshotter` in containerd's configuration
+    #[arg(long, default_value = "cloister", value_name = "NAME")]
+    snapshotter: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let layers = input::block_on(prepare(args)).with_context(|| args.image.clone())?;
+    output::line(&format!("{}: {layers} layers are there for snapshotter {:?}", args.image, args.snapshotter))
+}
+
+async fn prepare(args: &Args) -> Result<usize> {
+    let client = Client::connect(&args.address, &args.namespace).await?;
+    let Some(target) = client.image(&args.image).await? else {
+        bail!("containerd's namespace {:?} has no such image: fetch it with `ctr content fetch`", args.namespace);
+    };
+    let manifest = read_manifest(&client, &target).await?;
+    let config = ImageConfig::parse(&read_blob(&client, &manifest.config.digest.to_string()).await?)?;
+    let chain = chain_ids(&config.rootfs.diff_ids);
+    let (Some(lowest), Some(top)) = (chain.first(), chain.last()) else { bail!("the image has no layers") };
+    // Before anything is changed: whether this snapshotter answers at all, and is ours.
+    announce(&client, &args.snapshotter, "", lowest).await?;
+    // Then the reference, then what it refers to: the other way round containerd's garbage collector could come in between.
+    refer(&client, &manifest.config.digest, &args.snapshotter, top).await?;
+    let mut parent = String::new();
+    for id in &chain {
+        announce(&client, &args.snapshotter, &parent, id).await?;
+        parent.clone_from(id);
+    }
+    Ok(chain.len())
+}
+
+async fn read_manifest(client: &Client, target: &ImageTarget) -> Result<Manifest> {
+    let bytes = read_blob(client, &target.digest).await?;
+    match parse_document(&bytes, Some(&target.media_type))? {
+        Document::Manifest(manifest) => Ok(manifest),
+        Document::Index(index) => {
+            let ours = index.select()?;
+            Ok(parse_manifest(&read_blob(client, &ours.digest.to_string()).await?, Some(&ours.media_type))?)
+        }
+    }
+}
+
+async fn read_blob(client: &Client, digest: &str) -> Result<Vec<u8>> {
+    let opened = client.open(digest).await.with_context(|| digest.to_owned())?;
+    let Some((size, reader)) = opened else { bail!("{digest} is not in containerd's content store: fetch the image anew") };
+    ensure!(size <= MAX_DOCUMENT, "{digest}: longer than {MAX_DOCUMENT} bytes");
+    let mut bytes = Vec::new();
+    reader.take(MAX_DOCUMENT).read_to_end(&mut bytes).await.with_context(|| digest.to_owned())?;
+    digest.parse::<Digest>()?.check(&bytes)?;
+    Ok(bytes)
+}
+
+/// OCI image specification, config.md, "Layer ChainID".
+fn chain_ids(diff_ids: &[Digest]) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let id = match chain.last() {
+            None => diff_id.to_string(),
+            Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()).to_string(),
+        };
+        chain.push(id);
+    }
+    chain
+}
+
+/// The label by which an image keeps its snapshots from containerd's garbage collector; clients put it on the config too.
+async fn refer(client: &Client, config: &Digest, snapshotter: &str, top: &str) -> Result<()> {
+    let label = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
+    let mask = pb::FieldMask { paths: vec![format!("labels.{label}")], ..Default::default() };
+    let info = pb::ContentInfo { digest: config.to_string(), labels: HashMap::from([(label, top.to_owned())]), ..Default::default() };
+    let request = pb::UpdateContentRequest { info: MessageField::some(info), update_mask: MessageField::some(mask), ..Default::default() };
+    let path = PathAndQuery::from_static(CONTENT_UPDATE);
+    let answer: Option<pb::UpdateContentResponse> = client.get("Content.Update", &config.to_string(), path, request).await?;
+    answer.map(drop).with_context(|| format!("{config} is not in containerd's content store: fetch the image anew"))
+}
+
+async fn announce(client: &Client, snapshotter: &str, parent: &str, chain_id: &str) -> Result<()> {
+    let key = extraction_key(chain_id);
+    let request = pb::PrepareRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.clone(),
+        parent: parent.to_owned(),
+        labels: HashMap::from([(LABEL_TARGET.to_owned(), chain_id.to_owned())]),
+        ..Default::default()
+    };
+    let path = PathAndQuery::try_from(format!("{SNAPSHOTS}Prepare"))?;
+    let answer: Result<Option<pb::MountsResponse>, _> = client.get("Snapshots.Prepare", chain_id, path, request).await;
+    match answer {
+        Err(ContainerdError::Call { status, .. }) if status.code() == Code::AlreadyExists => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(None) => bail!("snapshot {parent} went away meanwhile: run the command again"),
+        Ok(Some(_)) => {
+            // Another kind of snapshotter took it for an order to make a snapshot.
+            let request = pb::KeyRequest { snapshotter: snapshotter.to_owned(), key, ..Default::default() };
+            let path = PathAndQuery::try_from(format!("{SNAPSHOTS}Remove"))?;
+            let _: Option<pb::Empty> = client.get("Snapshots.Remove", chain_id, path, request).await?;
+            bail!("snapshotter {snapshotter:?} unpacks layers itself: name the one that is `cloister snapshotter`")
+        }
+    }
+}
+
+/// Unique, and of the form that containerd gives to the keys of its own (`snapshots.UnpackKeyFormat`).
+fn extraction_key(chain_id: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("extract-{now}-{} {chain_id}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_are_those_of_the_specification() {
+        let diff_ids: Vec<Digest> = [b"a", b"b", b"c"].map(|text| Digest::of(text)).to_vec();
+        let chain = chain_ids(&diff_ids);
+        assert_eq!(chain[0], diff_ids[0].to_string());
+        // printf 'sha256:%s sha256:%s' $(printf a | sha256sum | cut -c-64) $(printf b | sha256sum | cut -c-64) | sha256sum
+        assert_eq!(chain[1], "sha256:51c0c8ace48498d6f5fee6b0592cc06f2da0f3cbe09c5a34a97dce85c3889676");
+        assert_eq!(chain[2], Digest::of(format!("{} {}", chain[1], diff_ids[2]).as_bytes()).to_string());
+        assert!(chain_ids(&[]).is_empty());
+    }
+}
