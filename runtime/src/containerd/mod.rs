@@ -5,7 +5,7 @@ pub mod grpc;
 
 mod content;
 
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/containerd_pb/modules.rs"));
 }
