@@ -13,7 +13,6 @@ mod child;
 mod containers;
 mod logger;
 mod network;
-#[path = "pull_stub.rs"]
 mod pull;
 mod reaper;
 mod sandbox;

@@ -49,9 +49,8 @@ pub async fn layer_keys(
 
 async fn fetch(id: &str, broker: Option<&BrokerClient>) -> Result<Kek, String> {
     let uri: ResourceUri = id.parse().map_err(|e: attestation::resource::ResourceError| e.to_string())?;
-    let broker = broker.ok_or(
-        "the machine was started without initdata that names a broker; add aa.toml with token_configs.kbs.url to the initdata",
-    )?;
+    let broker = broker
+        .ok_or("the machine was started without initdata that names a broker; add aa.toml with token_configs.kbs.url to the initdata")?;
     let secret = broker.resource(&uri).await.map_err(|e| e.to_string())?;
     Kek::from_bytes(&secret).map_err(|e| e.to_string())
 }

@@ -6,21 +6,22 @@ use super::{
     source::{BlobReader, Source, both},
 };
 use crate::{scratch::Scratch, stages::Stages};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 use image::{
-    layer::{self, UnpackStats},
+    layer,
     ocicrypt::LayerKey,
     plan::LayerPlan,
     spool,
-    unpack::{self, Limits},
+    unpack::{self, Devices, Limits, Stats},
 };
 use log::{debug, warn};
 use sha2::{Digest as _, Sha256};
 use std::{
+    collections::HashSet,
     fs::{self, File},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 use tokio::task::spawn_blocking;
@@ -31,30 +32,25 @@ const PARALLEL: usize = 4;
 /// The layers on scratch.
 #[derive(Default)]
 pub struct LayerStore {
-    /// Two containers of one image do not unpack it twice, nor see it half unpacked.
-    turn: tokio::sync::Mutex<()>,
+    /// Two containers of one image do not unpack it twice, nor see it half unpacked. Holds the layers that hide all below them.
+    turn: tokio::sync::Mutex<HashSet<PathBuf>>,
 }
 
 /// A layer that is being unpacked; its directory goes unless it is kept.
 struct Fresh {
     directory: PathBuf,
-    stats: UnpackStats,
+    stats: Stats,
     kept: bool,
 }
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        if !self.kept {
-            remove(&self.directory);
+        if !self.kept
+            && let Err(e) = fs::remove_dir_all(&self.directory)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(path:% = self.directory.display(); "remove unpacked layer: {e}");
         }
-    }
-}
-
-fn remove(directory: &Path) {
-    if let Err(e) = fs::remove_dir_all(directory)
-        && e.kind() != std::io::ErrorKind::NotFound
-    {
-        warn!(path:% = directory.display(); "remove unpacked layer: {e}");
     }
 }
 
@@ -62,71 +58,104 @@ impl LayerStore {
     /// The directories of the planned layers, the lowest first; what is not there yet is fetched and unpacked.
     pub async fn unpack(
         &self,
-        source: &Source,
-        plans: &[LayerPlan],
+        source: &Arc<Source>,
+        plans: Vec<LayerPlan>,
         keys: Vec<Option<LayerKey>>,
         scratch: &Scratch,
         stages: &mut Stages,
     ) -> Result<Vec<PathBuf>, PullError> {
-        let _turn = self.turn.lock().await;
-        let (started, fetched) = (Instant::now(), Mutex::new(Instant::now()));
-        let directories: Vec<PathBuf> = chain_names(plans).iter().map(|name| scratch.layers().join(name)).collect();
-        let jobs = plans.iter().zip(keys).zip(&directories);
-        let jobs = jobs.map(|((plan, key), directory)| one(source, plan.clone(), key, directory, scratch, &fetched));
+        let mut opaque = self.turn.lock().await;
+        let (started, fetched) = (Instant::now(), Arc::new(Mutex::new(Instant::now())));
+        let directories: Vec<PathBuf> = chain_names(&plans).iter().map(|name| scratch.layers().join(name)).collect();
+        let jobs: Vec<BoxFuture<'static, Result<Option<Fresh>, PullError>>> = plans
+            .into_iter()
+            .zip(keys)
+            .zip(&directories)
+            .map(|((plan, key), directory)| {
+                let job = Job {
+                    source: source.clone(),
+                    plan,
+                    key,
+                    directory: directory.clone(),
+                    spool: scratch.spool(),
+                    fetched: fetched.clone(),
+                };
+                Box::pin(job.run()) as BoxFuture<'static, _>
+            })
+            .collect();
         // Dropping the stream on an error drops what was unpacked, and with it its directories.
         let mut layers: Vec<Option<Fresh>> = stream::iter(jobs).buffered(PARALLEL).try_collect().await?;
         let all_fetched = *fetched.lock().unwrap_or_else(PoisonError::into_inner);
         stages.add("fetch", all_fetched.saturating_duration_since(started));
         settle(&directories, &mut layers)?;
+        for (directory, layer) in directories.iter().zip(&layers) {
+            if layer.as_ref().is_some_and(|layer| layer.stats.opaque_root) {
+                opaque.insert(directory.clone());
+            }
+        }
         stages.add("unpack", Instant::now().saturating_duration_since(all_fetched));
         stages.restart();
-        Ok(directories)
+        // overlayfs does not look for the mark of opaqueness on a layer's own root.
+        let first = directories.iter().rposition(|directory| opaque.contains(directory)).unwrap_or(0);
+        Ok(directories[first..].to_vec())
     }
 }
 
-/// One layer; `None` if it is there already.
-async fn one(
-    source: &Source,
+/// The way of one layer from its blob to its directory.
+struct Job {
+    source: Arc<Source>,
     plan: LayerPlan,
     key: Option<LayerKey>,
-    directory: &Path,
-    scratch: &Scratch,
-    fetched: &Mutex<Instant>,
-) -> Result<Option<Fresh>, PullError> {
-    if directory.is_dir() {
-        debug!(layer:% = plan.descriptor.digest; "layer is here already");
-        return Ok(None);
-    }
-    let file = spooled(source, &plan, key.as_ref(), scratch).await?;
-    *fetched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    let digest = plan.descriptor.digest.clone();
-    let fresh = directory.with_extension("new");
-    let unpacking = spawn_blocking(move || {
-        fs::create_dir(&fresh).map_err(|e| e.to_string())?;
-        // On an error this removes what was unpacked so far.
-        let mut layer = Fresh { directory: fresh, stats: UnpackStats::default(), kept: false };
-        layer.stats = layer::unpack_layer(file, &plan, key.as_ref(), &layer.directory, &Limits::default()).map_err(|e| e.to_string())?;
-        Ok::<_, String>(layer)
-    });
-    let unpacked = unpacking.await.unwrap_or_else(|e| Err(e.to_string()));
-    unpacked.map(Some).map_err(|reason| source.invalid("layer", digest, reason))
+    directory: PathBuf,
+    spool: PathBuf,
+    /// When the last layer so far was on scratch.
+    fetched: Arc<Mutex<Instant>>,
 }
 
-/// The verified blob in a file without a name, from the host or else from the registry.
-async fn spooled(source: &Source, plan: &LayerPlan, key: Option<&LayerKey>, scratch: &Scratch) -> Result<File, PullError> {
-    let attempt = async |reader: Result<BlobReader, String>| -> Result<File, String> {
-        let file = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(scratch.spool());
+impl Job {
+    /// `None` if the layer is there already.
+    async fn run(self) -> Result<Option<Fresh>, PullError> {
+        let digest = self.plan.descriptor.digest;
+        if self.directory.is_dir() {
+            debug!(layer:% = digest; "layer is here already");
+            return Ok(None);
+        }
+        let file = self.spooled().await?;
+        *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let source = self.source.clone();
+        let unpacked = spawn_blocking(move || self.unpack(file)).await.unwrap_or_else(|e| Err(e.to_string()));
+        unpacked.map(Some).map_err(|reason| source.invalid("layer", digest, reason))
+    }
+
+    /// The verified blob in a file without a name, from the host or else from the registry.
+    async fn spooled(&self) -> Result<File, PullError> {
+        let descriptor = &self.plan.descriptor;
+        let courier = match self.attempt(self.source.layer_from_courier(descriptor).await).await {
+            Ok(file) => return Ok(file),
+            Err(reason) => reason,
+        };
+        debug!(layer:% = descriptor.digest; "not from the host: {courier}");
+        let registry = self.attempt(self.source.layer_from_registry(descriptor).await).await;
+        registry.map_err(|e| self.source.failed("layer", descriptor.digest, both(&courier, &e)))
+    }
+
+    async fn attempt(&self, reader: Result<BlobReader, String>) -> Result<File, String> {
+        let reader = reader?;
+        let file = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(&self.spool);
         let file = file.map_err(|e| format!("scratch: {e}"))?;
-        spool::spool(reader?, plan, key, file).await.map_err(|e| e.to_string())
-    };
-    let descriptor = &plan.descriptor;
-    let courier = match attempt(source.layer_from_courier(descriptor).await).await {
-        Ok(file) => return Ok(file),
-        Err(reason) => reason,
-    };
-    debug!(layer:% = descriptor.digest; "not from the host: {courier}");
-    let registry = attempt(source.layer_from_registry(descriptor).await).await;
-    registry.map_err(|e| source.failed("layer", &descriptor.digest, both(&courier, &e)))
+        spool::spool(reader, &self.plan, self.key.as_ref(), file).await.map_err(|e| e.to_string())
+    }
+
+    fn unpack(self, file: File) -> Result<Fresh, String> {
+        let directory = self.directory.with_extension("new");
+        fs::create_dir(&directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+        // On an error this removes what was unpacked so far.
+        let mut layer = Fresh { directory, stats: Stats::default(), kept: false };
+        // Device nodes of an image are never seen: /dev is made anew, and the root is mounted without devices.
+        let limits = Limits { devices: Devices::Skip, ..Limits::default() };
+        layer.stats = layer::unpack_layer(file, &self.plan, self.key.as_ref(), &layer.directory, &limits).map_err(|e| e.to_string())?;
+        Ok(layer)
+    }
 }
 
 /// Gives directories that a layer implied the look that they have below, then the layers their final names.
@@ -134,13 +163,12 @@ fn settle(directories: &[PathBuf], layers: &mut [Option<Fresh>]) -> Result<(), P
     if layers.iter().all(Option::is_none) {
         return Ok(());
     }
-    let none = UnpackStats::default();
     let roots: Vec<(&Path, &[PathBuf])> = directories
         .iter()
         .zip(layers.iter())
         .map(|(directory, layer)| match layer {
             Some(fresh) => (fresh.directory.as_path(), fresh.stats.implied.as_slice()),
-            None => (directory.as_path(), none.implied.as_slice()),
+            None => (directory.as_path(), [].as_slice()),
         })
         .collect();
     unpack::adopt_parents(&roots).map_err(|e| PullError::io("layers")(std::io::Error::other(e.to_string())))?;
@@ -157,9 +185,41 @@ fn settle(directories: &[PathBuf], layers: &mut [Option<Fresh>]) -> Result<(), P
 fn chain_names(plans: &[LayerPlan]) -> Vec<String> {
     let mut chain = Sha256::new();
     let name = |plan: &LayerPlan| {
-        chain.update(plan.descriptor.digest.to_string());
-        chain.update(b"\n");
+        chain.update(plan.descriptor.digest.as_bytes());
         hex::encode(chain.clone().finalize())
     };
     plans.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{digest::Digest, manifest::Descriptor};
+
+    fn plan(content: &[u8]) -> LayerPlan {
+        let descriptor = Descriptor::of("application/vnd.oci.image.layer.v1.tar", content);
+        LayerPlan { diff_id: Digest::of(content), descriptor, compression: image::media_type::Compression::None, envelope: None }
+    }
+
+    #[test]
+    fn a_layer_is_known_with_all_below_it() {
+        let names = chain_names(&[plan(b"a"), plan(b"b")]);
+        assert_eq!(names[0], chain_names(&[plan(b"a")])[0]);
+        assert_ne!(names[1], chain_names(&[plan(b"b")])[0]);
+        assert_ne!(names[1], chain_names(&[plan(b"c"), plan(b"b")])[1]);
+    }
+
+    #[test]
+    fn what_is_not_settled_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, dropped) = (dir.path().join("kept"), dir.path().join("dropped"));
+        let fresh = |name: &str| {
+            let directory = dir.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            Some(Fresh { directory, stats: Stats::default(), kept: false })
+        };
+        settle(std::slice::from_ref(&kept), &mut [fresh("kept.new")]).unwrap();
+        drop(fresh("dropped.new"));
+        assert!(kept.is_dir() && !dropped.exists() && !dir.path().join("dropped.new").exists());
+    }
 }

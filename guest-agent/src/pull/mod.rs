@@ -38,7 +38,7 @@ pub struct PulledImage {
 /// An image whose manifest and config are verified; no layer has been touched.
 pub struct Resolved {
     reference: String,
-    source: Source,
+    source: Arc<Source>,
     digest: String,
     /// Of the index that led to the manifest, if one did.
     index: Option<String>,
@@ -73,46 +73,50 @@ impl Puller {
 
     /// Finds out what the reference means, and reads manifest and config.
     pub async fn resolve(&self, request: &api::CreateContainerRequest, stages: &mut Stages) -> Result<Resolved, PullError> {
-        let bad = |reason: String| PullError::Reference { reference: request.image_reference.clone(), reason };
-        let reference: Reference = request.image_reference.parse().map_err(|e: image::reference::ReferenceError| bad(e.to_string()))?;
+        let bad = |e: image::reference::ReferenceError| PullError::Reference {
+            reference: request.image_reference.clone(),
+            reason: e.to_string(),
+        };
+        let reference: Reference = request.image_reference.parse().map_err(bad)?;
         let source = Source::new(self.courier, self.http.clone(), reference, request.plain_http_registries.clone());
         let top = source.top(&request.image_digest_hint).await?;
         stages.end("resolve");
         let document = manifest::parse_document(&top.bytes, top.media_type.as_deref());
-        let (manifest, digest, index) = match document.map_err(|e| source.invalid("manifest", &top.digest, e))? {
+        let (manifest, digest, index) = match document.map_err(|e| source.invalid("manifest", top.digest, e))? {
             Document::Manifest(manifest) => (manifest, top.digest, None),
             Document::Index(document) => {
-                let descriptor = document.select().map_err(|e| source.invalid("index", &top.digest, e))?;
+                let descriptor = document.select().map_err(|e| source.invalid("index", top.digest, e))?;
                 let bytes = source.document(descriptor).await?;
                 let manifest = manifest::parse_manifest(&bytes, Some(&descriptor.media_type));
-                let digest = descriptor.digest.clone();
-                (manifest.map_err(|e| source.invalid("manifest", &digest, e))?, digest, Some(top.digest.to_string()))
+                let digest = descriptor.digest;
+                (manifest.map_err(|e| source.invalid("manifest", digest, e))?, digest, Some(top.digest.to_string()))
             }
         };
         let (plans, process) = read_config(&source, &manifest).await?;
         stages.end("manifest");
         info!(image = request.image_reference, digest:% = digest, layers = plans.len(); "image resolved");
-        Ok(Resolved { reference: request.image_reference.clone(), source, digest: digest.to_string(), index, plans, process })
+        let (reference, digest) = (request.image_reference.clone(), digest.to_string());
+        Ok(Resolved { reference, source: Arc::new(source), digest, index, plans, process })
     }
 
     /// Fetches, decrypts and unpacks the layers that are not here yet.
     pub async fn fetch(&self, image: Resolved, scratch: &Scratch, stages: &mut Stages) -> Result<PulledImage, PullError> {
         let keys = keys::layer_keys(&image.plans, self.broker.as_deref(), stages).await?;
-        let layers = self.store.unpack(&image.source, &image.plans, keys, scratch, stages).await?;
+        let layers = self.store.unpack(&image.source, image.plans, keys, scratch, stages).await?;
         Ok(PulledImage { digest: image.digest, layers, process: image.process })
     }
 }
 
 async fn read_config(source: &Source, manifest: &Manifest) -> Result<(Vec<LayerPlan>, ImageProcess), PullError> {
     let bytes = source.blob_bytes(&manifest.config).await?;
-    let invalid = |e: &dyn std::fmt::Display| source.invalid("config", &manifest.config.digest, e);
+    let invalid = |e: &dyn std::fmt::Display| source.invalid("config", manifest.config.digest, e);
     let config = ImageConfig::parse(&bytes).map_err(|e| invalid(&e))?;
     let plans = plan::plan_layers(manifest, &config).map_err(|e| invalid(&e))?;
     let process = ImageProcess {
-        args: [config.entrypoint.as_slice(), config.cmd.as_slice()].concat(),
-        env: config.env.clone(),
-        cwd: config.working_dir.clone(),
-        user: config.user.clone(),
+        args: config.arguments(),
+        env: config.config.env.clone(),
+        cwd: config.config.working_dir.clone(),
+        user: config.config.user.clone(),
     };
     Ok((plans, process))
 }

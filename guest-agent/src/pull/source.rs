@@ -35,17 +35,17 @@ impl Source {
     /// The manifest or index that the reference means: by its own digest, else by the host's hint, else by its tag.
     pub async fn top(&self, hint: &str) -> Result<Fetched, PullError> {
         let digest = match self.reference.digest() {
-            Some(digest) => Some(digest.clone()),
+            Some(digest) => Some(digest),
             None if hint.is_empty() => None,
             None => Some(hint.parse::<Digest>().map_err(|e| self.invalid("manifest", hint, e))?),
         };
         let Some(digest) = digest else {
             return self.registry.manifest(&self.reference).await.map_err(|e| self.failed("manifest", self.reference.to_string(), e));
         };
-        match self.from_courier(&digest, MAX_DOCUMENT).await {
+        match self.courier_bytes(&digest, MAX_DOCUMENT).await {
             Ok(bytes) => Ok(Fetched { bytes: bytes.into(), media_type: None, digest }),
             Err(courier) => {
-                let by_digest = self.reference.with_digest(digest.clone());
+                let by_digest = self.reference.with_digest(digest);
                 let fetched = self.registry.manifest(&by_digest).await;
                 fetched.map_err(|e| self.failed("manifest", digest, both(&courier, &e)))
             }
@@ -58,7 +58,7 @@ impl Source {
             Ok(bytes) => Ok(bytes),
             Err(courier) => {
                 let fetched = self.registry.document(&self.reference, descriptor).await;
-                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("manifest", &descriptor.digest, both(&courier, &e)))
+                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("manifest", descriptor.digest, both(&courier, &e)))
             }
         }
     }
@@ -69,7 +69,7 @@ impl Source {
             Ok(bytes) => Ok(bytes),
             Err(courier) => {
                 let fetched = self.registry.blob_bytes(&self.reference, descriptor).await;
-                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("config", &descriptor.digest, both(&courier, &e)))
+                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("config", descriptor.digest, both(&courier, &e)))
             }
         }
     }
@@ -90,13 +90,13 @@ impl Source {
     }
 
     async fn verified(&self, descriptor: &Descriptor, max: u64) -> Result<Vec<u8>, String> {
-        let bytes = self.from_courier(&descriptor.digest, max).await?;
+        let bytes = self.courier_bytes(&descriptor.digest, max).await?;
         descriptor.verify(&bytes).map_err(|e| e.to_string())?;
         Ok(bytes)
     }
 
     /// At most `max` bytes with this digest. The host's size is only a first check: reading ends at the bound in any case.
-    async fn from_courier(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, String> {
+    async fn courier_bytes(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, String> {
         let fetched = async {
             let (size, stream) = self.courier.get(&digest.to_string()).await.map_err(|e| e.to_string())?;
             if size > max {
@@ -104,7 +104,7 @@ impl Source {
             }
             let mut bytes = Vec::new();
             stream.take(size).read_to_end(&mut bytes).await.map_err(|e| e.to_string())?;
-            digest.verify(&bytes).map_err(|e| e.to_string())?;
+            digest.check(&bytes).map_err(|e| e.to_string())?;
             Ok(bytes)
         };
         fetched.await.inspect_err(|reason| debug!(digest:% = digest; "not from the host: {reason}"))
