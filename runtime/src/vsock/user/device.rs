@@ -28,7 +28,7 @@ type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
 const RX: u16 = 0;
 const TX: u16 = 1;
 const QUEUES: usize = 3;
-const QUEUE_SIZE: usize = 256;
+const QUEUE_SIZE: usize = 1024;
 /// Token of our own epoll descriptor within the daemon's; above those that it keeps for itself.
 pub(super) const SOCKETS: u16 = QUEUES as u16 + 1;
 /// `VIRTIO_VSOCK_TYPE_STREAM`.
