@@ -173,9 +173,13 @@ impl Sandbox {
             None => Network::default(),
         };
         let measurement = read_measurement(&initramfs);
+        let mut cmdline = vmm::kernel_cmdline(measurement.as_deref(), &config.guest.cmdline_extra);
+        if choice.accelerator == accelerator::Accelerator::Tcg {
+            cmdline.push_str(&format!(" tsc_early_khz={}", vmm::tsc::khz()));
+        }
         let launch = Launch {
             sandbox_id: id.clone(),
-            cmdline: vmm::kernel_cmdline(measurement.as_deref(), &config.guest.cmdline_extra),
+            cmdline,
             kernel,
             initramfs,
             vcpus: spec.vcpus.unwrap_or(config.guest.vcpus),

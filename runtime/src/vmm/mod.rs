@@ -3,6 +3,7 @@
 pub mod accelerator;
 mod process;
 mod qemu;
+pub mod tsc;
 
 pub use process::{Process, SpawnError, VmExit};
 pub use qemu::Qemu;
