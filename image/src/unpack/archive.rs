@@ -266,8 +266,9 @@ mod tests {
     #[test]
     fn entries_and_extensions_are_joined() {
         let long = "n".repeat(300);
+        let comment = pax_record("comment", b"x");
         let bytes = TarBuilder::new()
-            .raw(EntryType::XGlobalHeader, "g", "", 14, &pax_record("comment", b"x"))
+            .raw(EntryType::XGlobalHeader, "g", "", comment.len() as u64, &comment)
             .pax(&[("path", b"pax/name"), ("uid", b"3000000"), ("mtime", b"5.5")])
             .file("short", b"data")
             .raw(EntryType::GNULongName, "././@LongLink", "", 301, &[long.as_bytes(), b"\0"].concat())

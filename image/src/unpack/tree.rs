@@ -73,7 +73,7 @@ impl Tree {
         };
         match found {
             Ok(directory) => Ok(Some(Rc::new(directory))),
-            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
             Err(e) => Err(path.system("open the directory", e)),
         }
     }
