@@ -69,30 +69,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let image = encrypt_image(&source, source_tag.as_deref(), &target, &target_tag, (&args.key.to_string(), &kek), |state| {
             progress.set_length(state.total);
             progress.set_position(state.done);
-        })?;
+        });
         progress.finish_and_clear();
-        Ok(image.digest.to_string())
+        Ok(image?.digest.to_string())
     };
-    let digest = input::block_on(store_then(&client, &args.key, &kek, &rule, encrypt))?;
+    let digest = input::block_on(encrypt_then_store(&client, &args.key, &kek, &rule, encrypt))?;
     report(args, Outcome { destination: args.destination.clone(), digest, key: args.key.clone(), rule: rule.text().to_owned() })
 }
 
-/// The key first: an image whose key nobody has would look finished. What `encrypt` does not finish takes its key back.
-async fn store_then(
+/// The key last: it may replace that of an earlier image, which must not be lost for one that could not be encrypted. Whether the
+/// broker is there and knows us is asked first, so that hardly anything can go wrong between the two.
+async fn encrypt_then_store(
     client: &AdminClient,
     key: &ResourceUri,
     kek: &Kek,
     rule: &Rule,
     encrypt: impl FnOnce() -> Result<String>,
 ) -> Result<String> {
-    client.put_resource(key, kek.as_bytes(), rule).await?;
-    match encrypt() {
-        Ok(digest) => Ok(digest),
-        Err(error) => {
-            let kept = client.delete(key).await.err().map(|e| format!("; its key {key} is still at the broker: {e}"));
-            Err(error.context(format!("encrypt the image{}", kept.unwrap_or_default())))
-        }
-    }
+    client.list().await?;
+    let digest = encrypt().context("encrypt the image")?;
+    let stored = client.put_resource(key, kek.as_bytes(), rule).await;
+    stored.context("the image is encrypted, but its key is not at the broker: nobody can read it; run the command again")?;
+    Ok(digest)
 }
 
 fn report(args: &Args, outcome: Outcome) -> Result<()> {
