@@ -1,2 +1,70 @@
-//! Not written yet.
-fn main() {}
+//! `containerd-shim-cloister-v2`: what containerd, CRI-O and nerdctl start for a container that is to run in a VM of its own.
+//!
+//! - [`args`], [`caller`], [`start`], [`delete`], [`info`]: the program as its callers run it.
+//! - [`daemon`], [`connections`], [`service`]: the shim that serves a container or pod.
+//! - [`task`], [`stdio`], [`events`]: what it does for its containers. - [`guest`]: their VM.
+//! - [`bundle`], [`group`], [`socket`], [`owner`], [`mod@log`]: what there is of it on this host.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod args;
+mod bundle;
+mod caller;
+mod connections;
+mod daemon;
+mod delete;
+mod events;
+mod group;
+mod guest;
+mod info;
+mod log;
+mod owner;
+mod service;
+mod socket;
+mod start;
+mod stdio;
+mod task;
+
+use args::{Args, ArgsError, USAGE};
+use std::{ffi::OsString, process::ExitCode};
+
+/// Exit code of Go's `flag` package for a command line that it does not take.
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = match parse(std::env::args_os().skip(1)) {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("{error}\n{USAGE}");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On one line: containerd makes it the user's error message.
+            eprintln!("containerd-shim-cloister-v2: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(words: impl Iterator<Item = OsString>) -> Result<Args, ArgsError> {
+    let words = words.map(|word| word.into_string().map_err(|word| ArgsError::NotText(word.to_string_lossy().into_owned())));
+    Args::parse(words.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    if args.version {
+        return info::print_version();
+    }
+    if args.info {
+        return info::print_info();
+    }
+    match args.action.as_str() {
+        "start" => start::run(args),
+        "delete" => delete::run(args),
+        "" => daemon::run(args),
+        other => anyhow::bail!("unknown action {other:?}: start and delete are known"),
+    }
+}

@@ -1,0 +1,285 @@
+//! The bundle that containerd made for a container: the parts of its `config.json` that the host's side needs. The agent gets the
+//! whole text and reads it by itself.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+use thiserror::Error;
+
+/// Longest `config.json`, in bytes: what the host-guest line takes.
+const MAX_SPEC: u64 = protocol::bounds::MAX_SPEC as u64;
+/// Longest hostname (`HOST_NAME_MAX`).
+const MAX_HOSTNAME: usize = protocol::bounds::MAX_HOSTNAME;
+/// Where the owner's initdata stands: ours, and Kata's.
+const INITDATA: [&str; 2] = ["dev.cloister.initdata", "io.katacontainers.config.hypervisor.cc_init_data"];
+
+/// The bundle cannot be used.
+#[derive(Debug, Error)]
+pub enum BundleError {
+    /// Reading.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Longer than the bound.
+    #[error("{path}: {size} bytes, at most {MAX_SPEC} are taken")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+    },
+    /// Not an OCI runtime spec.
+    #[error("{path}: {source}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what.
+        source: serde_json::Error,
+    },
+    /// The annotation with initdata.
+    #[error("annotation {name}: not base64: {source}")]
+    Initdata {
+        /// The annotation.
+        name: &'static str,
+        /// Where.
+        source: base64::DecodeError,
+    },
+    /// A container of a pod that does not say of which.
+    #[error("config.json: a container of a pod without the annotation that names its sandbox")]
+    NoSandbox,
+}
+
+/// What a container is to its shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// A container by itself, with a VM of its own.
+    Lone,
+    /// A pod's first container: the VM itself. Nothing of it runs in the guest.
+    Sandbox,
+    /// A container in the VM of this sandbox.
+    Member(String),
+}
+
+/// The parts of an OCI runtime spec that the host's side reads. Unknown fields are the guest's business.
+#[derive(Debug, Default, Deserialize)]
+struct Spec {
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+    #[serde(default)]
+    linux: Linux,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Linux {
+    namespaces: Vec<Namespace>,
+    resources: Resources,
+}
+
+#[derive(Debug, Deserialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    path: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Resources {
+    memory: Memory,
+    cpu: Cpu,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Memory {
+    limit: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cpu {
+    quota: Option<i64>,
+    period: Option<u64>,
+}
+
+/// A container's `config.json`.
+#[derive(Debug)]
+pub struct Bundle {
+    json: Vec<u8>,
+    spec: Spec,
+}
+
+impl Bundle {
+    /// Reads `<bundle>/config.json`.
+    pub fn read(bundle: &Path) -> Result<Self, BundleError> {
+        let path = bundle.join("config.json");
+        let failed = |source| BundleError::Read { path: path.clone(), source };
+        let size = fs::metadata(&path).map_err(failed)?.len();
+        if size > MAX_SPEC {
+            return Err(BundleError::TooLong { path, size });
+        }
+        let json = fs::read(&path).map_err(failed)?;
+        Self::parse(json).map_err(|source| BundleError::Malformed { path, source })
+    }
+
+    fn parse(json: Vec<u8>) -> Result<Self, serde_json::Error> {
+        let spec = serde_json::from_slice(&json)?;
+        Ok(Self { json, spec })
+    }
+
+    /// The whole text.
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+
+    /// What the container is, by the annotations of containerd's CRI plugin and of CRI-O.
+    pub fn role(&self) -> Result<Role, BundleError> {
+        let kind = self.annotation(&["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]);
+        match kind {
+            Some("sandbox") => Ok(Role::Sandbox),
+            Some("container") => self.sandbox_id().map(|id| Role::Member(id.to_owned())).ok_or(BundleError::NoSandbox),
+            _ => Ok(Role::Lone),
+        }
+    }
+
+    /// The sandbox that the annotations name.
+    fn sandbox_id(&self) -> Option<&str> {
+        self.annotation(&["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"])
+    }
+
+    /// Whose shim the container belongs to: its own label first, then its pod's, else its own.
+    pub fn group<'a>(&'a self, id: &'a str) -> &'a str {
+        self.annotation(&["dev.cloister.group", "io.containerd.runc.v2.group"]).or_else(|| self.sandbox_id()).unwrap_or(id)
+    }
+
+    /// The image, where the caller says which.
+    pub fn image_name(&self) -> Option<&str> {
+        self.annotation(&["io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"])
+    }
+
+    /// The owner's initdata, packed as the guest takes it.
+    pub fn initdata(&self) -> Result<Option<Vec<u8>>, BundleError> {
+        for name in INITDATA {
+            if let Some(value) = self.annotation(&[name]) {
+                return STANDARD.decode(value.trim()).map(Some).map_err(|source| BundleError::Initdata { name, source });
+            }
+        }
+        Ok(None)
+    }
+
+    /// The network namespace that the container is to be in, where it is one that exists already.
+    pub fn netns(&self) -> Option<&Path> {
+        let network = self.spec.linux.namespaces.iter().find(|namespace| namespace.kind == "network")?;
+        (!network.path.as_os_str().is_empty()).then_some(network.path.as_path())
+    }
+
+    /// Hostname inside: the spec's, else the id, within the kernel's bound.
+    pub fn hostname(&self, id: &str) -> String {
+        let name = if self.spec.hostname.is_empty() { id } else { &self.spec.hostname };
+        name.chars().take(MAX_HOSTNAME - 1).collect()
+    }
+
+    /// Limit of memory in bytes, of the pod or the container.
+    pub fn memory_limit(&self) -> Option<u64> {
+        let pod = self.annotation(&["io.kubernetes.cri.sandbox-memory"]).and_then(|text| text.parse().ok());
+        pod.or(self.spec.linux.resources.memory.limit).and_then(|bytes: i64| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0)
+    }
+
+    /// Limit of processors, rounded up, of the pod or the container.
+    pub fn cpu_limit(&self) -> Option<u32> {
+        let number = |name: &str| self.annotation(&[name]).and_then(|text| text.parse::<i64>().ok());
+        let quota = number("io.kubernetes.cri.sandbox-cpu-quota").or(self.spec.linux.resources.cpu.quota)?;
+        let own = self.spec.linux.resources.cpu.period.and_then(|period| i64::try_from(period).ok());
+        let period = number("io.kubernetes.cri.sandbox-cpu-period").or(own).unwrap_or(100_000);
+        (quota > 0 && period > 0).then(|| u32::try_from(quota.saturating_add(period - 1) / period).unwrap_or(u32::MAX))
+    }
+
+    fn annotation(&self, names: &[&str]) -> Option<&str> {
+        names.iter().find_map(|name| self.spec.annotations.get(*name)).map(String::as_str).filter(|value| !value.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(json: &str) -> Bundle {
+        Bundle::parse(json.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_plain_container_is_by_itself() {
+        let plain = bundle(r#"{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"network"}]}}"#);
+        assert_eq!(plain.role().unwrap(), Role::Lone);
+        assert_eq!((plain.group("a"), plain.netns(), plain.image_name()), ("a", None, None));
+        assert_eq!((plain.memory_limit(), plain.cpu_limit()), (None, None));
+        assert_eq!(plain.hostname("a"), "a");
+    }
+
+    #[test]
+    fn pods_of_both_callers_are_known() {
+        let containerd = bundle(
+            r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"p",
+            "io.kubernetes.cri.image-name":"docker.io/library/nginx:1"}}"#,
+        );
+        assert_eq!(containerd.role().unwrap(), Role::Member("p".into()));
+        assert_eq!((containerd.group("a"), containerd.image_name()), ("p", Some("docker.io/library/nginx:1")));
+        let crio = bundle(r#"{"annotations":{"io.kubernetes.cri-o.ContainerType":"sandbox","io.kubernetes.cri-o.SandboxID":"p"}}"#);
+        assert_eq!((crio.role().unwrap(), crio.group("p")), (Role::Sandbox, "p"));
+        let lost = bundle(r#"{"annotations":{"io.kubernetes.cri.container-type":"container"}}"#);
+        assert!(matches!(lost.role(), Err(BundleError::NoSandbox)));
+    }
+
+    #[test]
+    fn limits_of_the_pod_go_before_those_of_the_container() {
+        let own = r#""linux":{"resources":{"memory":{"limit":1048576},"cpu":{"quota":150000,"period":100000}}}"#;
+        let lone = bundle(&format!("{{{own}}}"));
+        assert_eq!((lone.memory_limit(), lone.cpu_limit()), (Some(1 << 20), Some(2)));
+        let pod = bundle(&format!(
+            r#"{{"annotations":{{"io.kubernetes.cri.sandbox-memory":"2097152","io.kubernetes.cri.sandbox-cpu-quota":"400000",
+            "io.kubernetes.cri.sandbox-cpu-period":"100000"}},{own}}}"#
+        ));
+        assert_eq!((pod.memory_limit(), pod.cpu_limit()), (Some(2 << 20), Some(4)));
+        let unlimited = bundle(r#"{"linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":0}}}}"#);
+        assert_eq!((unlimited.memory_limit(), unlimited.cpu_limit()), (None, None));
+        let absurd = bundle(r#"{"linux":{"resources":{"cpu":{"quota":9223372036854775807,"period":1}}}}"#);
+        assert_eq!(absurd.cpu_limit(), Some(u32::MAX));
+    }
+
+    #[test]
+    fn initdata_comes_from_either_annotation() {
+        let packed = STANDARD.encode(b"packed");
+        for name in INITDATA {
+            let with = bundle(&format!(r#"{{"annotations":{{"{name}":"{packed}"}}}}"#));
+            assert_eq!(with.initdata().unwrap().as_deref(), Some(&b"packed"[..]));
+        }
+        assert!(bundle(r#"{"annotations":{"dev.cloister.initdata":"*"}}"#).initdata().is_err());
+        assert_eq!(bundle("{}").initdata().unwrap(), None);
+    }
+
+    #[test]
+    fn hostile_files_are_refused_with_their_path() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Bundle::read(dir.path()), Err(BundleError::Read { .. })));
+        let file = dir.path().join("config.json");
+        for text in ["", "[]", "{\"annotations\":[]}", "{\"linux\":{\"namespaces\":[{}]}}", "{\"hostname\":1}"] {
+            fs::write(&file, text).unwrap();
+            let error = Bundle::read(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("config.json") && !error.contains('\n'), "{error}");
+        }
+        fs::write(&file, vec![b' '; MAX_SPEC as usize + 1]).unwrap();
+        assert!(matches!(Bundle::read(dir.path()), Err(BundleError::TooLong { .. })));
+    }
+}

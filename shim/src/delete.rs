@@ -1,0 +1,65 @@
+//! `delete`: removes what a shim has left, from disk alone. containerd runs it after every dropped connection, with five seconds for
+//! it, also for one container of a living pod: that one owns no record, so that nothing of its pod is touched.
+
+use crate::{args::Args, owner, socket, start};
+use anyhow::{Context, Result};
+use containerd_shim_protos::api::DeleteResponse;
+use nix::mount::{MntFlags, umount2};
+use protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp};
+use runtime::{config::Config, sandbox};
+use std::{
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// What a process that was killed reports: 128 + SIGKILL.
+const KILLED: u32 = 137;
+/// Most mounts that are taken off one after the other; a bundle has one.
+const MAX_MOUNTS: usize = 64;
+
+/// Runs `delete` and writes the answer. What cannot be removed is a warning: containerd logs it, and removes the bundle.
+pub fn run(args: &Args) -> Result<()> {
+    start::check(args)?;
+    let bundle = start::bundle_dir(args)?;
+    if let Err(error) = remove(args, &bundle) {
+        eprintln!("{error:#}");
+    }
+    let response =
+        DeleteResponse { exit_status: KILLED, exited_at: MessageField::some(Timestamp::from(SystemTime::now())), ..Default::default() };
+    let bytes = response.write_to_bytes().context("answer")?;
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&bytes).and_then(|()| stdout.flush()).context("standard output")
+}
+
+fn remove(args: &Args, bundle: &Path) -> Result<()> {
+    unmount(&bundle.join("rootfs"));
+    let config = Config::load()?;
+    let group = start::group(args, bundle);
+    if group != crate::group::Group::new(&args.address, &args.namespace, &args.id) {
+        return Ok(());
+    }
+    // The VM first: the shim sees its end, and its own end then meets nothing half-way.
+    let removed = sandbox::remove(&config, &group.sandbox_id());
+    owner::end(bundle);
+    if let Some(path) = read_address(bundle) {
+        socket::remove_dead(&path);
+    }
+    Ok(removed?)
+}
+
+/// Path of the socket that the bundle's shim had.
+fn read_address(bundle: &Path) -> Option<PathBuf> {
+    let address = fs::read_to_string(bundle.join(start::ADDRESS_FILE)).ok()?;
+    address.trim().strip_prefix("unix://").map(PathBuf::from)
+}
+
+/// Takes off whatever is mounted on `path`, with all below it.
+fn unmount(path: &Path) {
+    for _ in 0..MAX_MOUNTS {
+        if umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What the tasks need of a VM. One is [`runtime::sandbox::Sandbox`]; tests bring a guest without one.
+
+use async_trait::async_trait;
+use protocol::{line::LineError, service::AgentClient, stream::StreamId};
+use runtime::{
+    config::Config,
+    courier::BlobSource,
+    sandbox::{self, Sandbox, SandboxSpec},
+};
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection that carries one stream.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A running VM with its agent.
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// The agent.
+    fn agent(&self) -> AgentClient;
+    /// Process id of the VM on this host: the only pid that a container of it has here.
+    fn pid(&self) -> u32;
+    /// Connects one of a process's standard streams.
+    async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError>;
+    /// Lets the guest reach `host:port` through this host.
+    fn allow(&self, authority: &str);
+    /// Sets where the guest's blobs come from.
+    fn set_blobs(&self, blobs: Arc<dyn BlobSource>);
+    /// Returns once the VM has ended, and says how.
+    async fn exited(&self) -> String;
+    /// Ends the VM and removes everything of it.
+    async fn stop(&self);
+}
+
+/// Makes guests.
+#[async_trait]
+pub trait Host: Send + Sync {
+    /// Boots a VM. On an error everything is removed again; the error is one line.
+    async fn boot(&self, config: &Config, spec: SandboxSpec) -> Result<Arc<dyn Guest>, String>;
+    /// Removes what an earlier process has left of a sandbox, and makes a boot that is under way fail.
+    async fn remove(&self, config: &Config, id: &str) -> Result<(), String>;
+}
+
+/// Real VMs.
+#[derive(Debug)]
+pub struct Machines;
+
+#[async_trait]
+impl Host for Machines {
+    async fn boot(&self, config: &Config, spec: SandboxSpec) -> Result<Arc<dyn Guest>, String> {
+        let sandbox = Box::pin(Sandbox::boot(config, spec)).await.map_err(|error| error.to_string())?;
+        Ok(Arc::new(sandbox))
+    }
+
+    async fn remove(&self, config: &Config, id: &str) -> Result<(), String> {
+        let (config, id) = (config.clone(), id.to_owned());
+        // It waits for the end of a process.
+        let removed = tokio::task::spawn_blocking(move || sandbox::remove(&config, &id)).await;
+        removed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+#[async_trait]
+impl Guest for Sandbox {
+    fn agent(&self) -> AgentClient {
+        Sandbox::agent(self)
+    }
+
+    fn pid(&self) -> u32 {
+        self.vm_pid()
+    }
+
+    async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError> {
+        Ok(Box::new(Sandbox::stream(self, id).await?))
+    }
+
+    fn allow(&self, authority: &str) {
+        self.courier().allow(authority);
+    }
+
+    fn set_blobs(&self, blobs: Arc<dyn BlobSource>) {
+        self.courier().set_blobs(blobs);
+    }
+
+    async fn exited(&self) -> String {
+        Sandbox::exited(self).await.to_string()
+    }
+
+    async fn stop(&self) {
+        if let Err(error) = Sandbox::stop(self).await {
+            log::error!(sandbox = self.id(); "after its end: {error}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The tasks of one shim: its containers, their processes, and what containerd may do to them.
+//!
+//! - [`state`]: the life of a process. - [`process`], [`container`]: what is known of each.
+//! - [`create`], [`run`], [`control`], [`remove`]: the verbs. - [`image`], [`guest_spec`]: what a VM is made from.
+//!
+//! Questions (`State`, `Pids`, `Connect`) are answered from memory and never wait for the guest. Everything that changes
+//! something runs in a task of its own: the ttrpc server drops a handler at its deadline, and a change must not stop half-way.
+
+mod container;
+mod control;
+mod create;
+mod error;
+mod guest_spec;
+mod image;
+mod process;
+mod remove;
+mod run;
+mod state;
+
+pub use container::Container;
+pub use error::TaskError;
+pub use process::Process;
+pub use state::{Exit, State};
+
+use crate::{
+    events::Events,
+    group::Group,
+    guest::{Guest, Host},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::{Notify, watch};
+
+/// Most containers of one shim.
+const MAX_CONTAINERS: usize = 1024;
+
+/// What a shim is told when it is started.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// containerd's gRPC socket; empty from CRI-O.
+    pub address: String,
+    /// The group that is served.
+    pub group: Group,
+}
+
+/// A container's place: taken while it is being made, so that its id cannot be used twice.
+enum Slot {
+    Creating,
+    Made(Arc<Container>),
+}
+
+#[derive(Default)]
+struct Table {
+    slots: BTreeMap<String, Slot>,
+    guest: Option<Arc<dyn Guest>>,
+}
+
+/// All tasks of this shim.
+pub struct Tasks {
+    settings: Settings,
+    host: Box<dyn Host>,
+    events: Events,
+    table: Mutex<Table>,
+    /// Number of places taken.
+    taken: watch::Sender<usize>,
+    shutdown: Notify,
+}
+
+impl Tasks {
+    /// None yet.
+    pub fn new(settings: Settings, host: Box<dyn Host>, events: Events) -> Self {
+        let (table, taken) = (Mutex::default(), watch::Sender::new(0));
+        Self { settings, host, events, table, taken, shutdown: Notify::new() }
+    }
+
+    /// Returns once containerd has asked to end and nothing is left.
+    pub async fn asked_to_end(&self) {
+        self.shutdown.notified().await;
+    }
+
+    /// Number of containers, with those that are being made.
+    pub fn watch_count(&self) -> watch::Receiver<usize> {
+        self.taken.subscribe()
+    }
+
+    /// Ends the VM, if there is one, with all that runs in it.
+    pub async fn end(&self) {
+        let guest = self.table().guest.take();
+        if let Some(guest) = guest {
+            guest.stop().await;
+        }
+    }
+
+    /// `Shutdown`: the end, if no container is left.
+    pub fn shut_down(&self) {
+        if self.table().slots.is_empty() {
+            self.shutdown.notify_one();
+        }
+    }
+
+    /// A container by its id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        match self.table().slots.get(id) {
+            Some(Slot::Made(container)) => Ok(container.clone()),
+            _ => Err(TaskError::NotCreated),
+        }
+    }
+
+    /// A process by container and exec; the exec is empty for the first one.
+    pub fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, TaskError> {
+        self.container(id)?.process(exec_id)
+    }
+
+    fn members(&self) -> Vec<Arc<Container>> {
+        let made = |slot: &Slot| match slot {
+            Slot::Made(container) if !container.owns_guest() => Some(container.clone()),
+            _ => None,
+        };
+        self.table().slots.values().filter_map(made).collect()
+    }
+
+    fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, TaskError> {
+        let mut table = self.table();
+        if table.slots.contains_key(id) {
+            return Err(TaskError::Exists(format!("container {id}")));
+        }
+        if table.slots.len() >= MAX_CONTAINERS {
+            return Err(TaskError::Invalid(format!("a shim serves at most {MAX_CONTAINERS} containers")));
+        }
+        table.slots.insert(id.to_owned(), Slot::Creating);
+        self.taken.send_replace(table.slots.len());
+        Ok(Reservation { tasks: self.clone(), id: id.to_owned(), kept: false })
+    }
+
+    fn forget(&self, id: &str) {
+        let mut table = self.table();
+        table.slots.remove(id);
+        self.taken.send_replace(table.slots.len());
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An id that is taken; given back unless a container comes of it.
+struct Reservation {
+    tasks: Arc<Tasks>,
+    id: String,
+    kept: bool,
+}
+
+impl Reservation {
+    /// Puts the container in its place; `publish` is called before anyone can see it there.
+    fn keep(mut self, container: Arc<Container>, publish: impl FnOnce()) {
+        self.kept = true;
+        let mut table = self.tasks.table();
+        publish();
+        table.slots.insert(self.id.clone(), Slot::Made(container));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.tasks.forget(&self.id);
+        }
+    }
+}
+
+/// Runs `work` to its end, whether or not somebody waits for it.
+async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T, TaskError>> + Send + 'static) -> Result<T, TaskError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(TaskError::Sandbox(format!("internal error of the shim: {error}"))),
+    }
+}
