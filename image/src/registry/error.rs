@@ -15,7 +15,7 @@ pub enum RegistryError {
         /// The image.
         reference: String,
         /// The cause.
-        source: HttpError,
+        source: Box<HttpError>,
         /// What to do.
         hint: &'static str,
     },
@@ -88,7 +88,7 @@ impl RegistryError {
             HttpError::Connect { .. } => ": is the registry running, and is its name right?",
             _ => "",
         };
-        Self::Http { reference: reference.to_string(), source, hint }
+        Self::Http { reference: reference.to_string(), source: Box::new(source), hint }
     }
 
     pub(super) fn digest(reference: &Reference, source: DigestError) -> Self {

@@ -24,7 +24,7 @@ impl Pax {
         let mut pax = Self::default();
         let mut seen = std::collections::BTreeSet::new();
         while !data.is_empty() {
-            let (key, value, rest) = record(data)?;
+            let Record { key, value, rest } = record(data)?;
             data = rest;
             if !seen.insert(key) {
                 return Err(format!("PAX record {:?} is given twice", lossy(key)));
@@ -72,8 +72,14 @@ impl Pax {
     }
 }
 
-/// The first record's key and value, and what follows.
-fn record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Fault> {
+/// One record, and what follows it.
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+    rest: &'a [u8],
+}
+
+fn record(data: &[u8]) -> Result<Record<'_>, Fault> {
     let bad = || "malformed PAX record".to_owned();
     let space = data.iter().take(12).position(|b| *b == b' ').ok_or_else(bad)?;
     let length = decimal(&data[..space]).and_then(|n| usize::try_from(n).ok()).ok_or_else(bad)?;
@@ -83,7 +89,7 @@ fn record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Fault> {
     let (record, rest) = data.split_at(length);
     let body = record[space + 1..].strip_suffix(b"\n").ok_or_else(bad)?;
     let equals = body.iter().position(|b| *b == b'=').filter(|at| *at > 0).ok_or_else(bad)?;
-    Ok((&body[..equals], &body[equals + 1..], rest))
+    Ok(Record { key: &body[..equals], value: &body[equals + 1..], rest })
 }
 
 fn without_nul(key: &[u8], value: &[u8]) -> Result<Vec<u8>, Fault> {
