@@ -12,8 +12,8 @@ use std::path::PathBuf;
 ///   type = "snapshot"
 ///   address = "/run/cloister/snapshotter.sock"
 ///
-/// Clients that know remote snapshots (CRI, nerdctl; ctr of containerd 1.7 and newer, whose transfer plugin needs the snapshotter in
-/// its unpack_config) fetch an image's manifest and config only. For `ctr` of containerd 1.6:
+/// Clients that know remote snapshots (CRI, nerdctl; ctr of containerd 2.x, whose transfer plugin needs the snapshotter in its
+/// unpack_config) fetch an image's manifest and config only. For `ctr` of containerd 1.6 and 1.7:
 ///
 ///   ctr content fetch IMAGE
 ///   cloister image prepare IMAGE

@@ -3,11 +3,11 @@
 //!
 //! containerd's metadata store stands between a client and a proxy plugin, and decides what reaches us:
 //!
-//! - A client that knows remote snapshots (CRI, nerdctl, `ctr` with the transfer service: containerd 1.7 and newer) labels its
+//! - A client that knows remote snapshots (CRI, nerdctl, `ctr` of containerd 2.x through the transfer service) labels its
 //!   `Prepare` with the chain id that it is about to unpack. We record that chain id as committed and answer `AlreadyExists`;
 //!   containerd looks the record up through `List`, and the client never fetches the layer.
 //! - `Stat` of a chain id that the metadata store has never heard of is answered by the store itself, without asking us. So
-//!   `ctr` of containerd 1.6, which only ever asks `Stat` and then unpacks by itself, cannot be helped from here:
+//!   `ctr` of containerd 1.6 and 1.7, which only ever asks `Stat` and then unpacks by itself, cannot be helped from here:
 //!   `cloister image prepare` does the labelled `Prepare` in its place, and from then on `Stat` succeeds. An unpacking `Prepare`
 //!   without a label is refused with that advice, instead of failing later for want of a decoder.
 //! - `Stat` of a chain id that the metadata store knows and we do not (our directory was lost) is answered with "committed": there

@@ -44,7 +44,7 @@ pub(crate) enum StoreError {
     Bound,
     #[error("field {0:?} of a snapshot cannot be changed")]
     Field(String),
-    /// See the module's documentation: `ctr` of containerd 1.6.
+    /// See the module's documentation: `ctr` of containerd 1.6 and 1.7.
     #[error("layers are not unpacked on this host: run `cloister image prepare IMAGE` once, then `ctr run --snapshotter …` again")]
     Unpacking,
     #[error("{path}: another snapshotter uses this directory")]

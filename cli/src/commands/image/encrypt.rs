@@ -105,3 +105,44 @@ fn report(args: &Args, outcome: Outcome) -> Result<()> {
     rows.extend(rule.iter().map(|line| vec!["released to".to_owned(), (*line).to_owned()]));
     output::table(&rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+    use key_broker::{AdminToken, Broker, BrokerConfig};
+    use std::sync::Arc;
+    use transport::{HttpClient, TcpDialer};
+
+    const RULE: &str = "tee = \"sample\"\nlaunch_measurement = \"abababababababababababababababababababababababababababababababab\"\n\
+        init_data = \"sha256:abababababababababababababababababababababababababababababababab\"\n";
+
+    #[test]
+    fn a_key_is_replaced_only_by_that_of_a_finished_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = AdminToken::generate().unwrap();
+        let config = BrokerConfig { admin: Some(token.clone()), ..BrokerConfig::new(&dir.path().join("store")) };
+        let broker = Arc::new(Broker::open(config).unwrap());
+        let (uri, rule): (ResourceUri, _) = ("kbs:///default/key/app".parse().unwrap(), Rule::parse(RULE).unwrap());
+        let (first, second) = (Kek::generate().unwrap(), Kek::generate().unwrap());
+
+        let stored = input::block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+            let url = format!("http://{}", listener.local_addr()?);
+            let serving = broker.clone();
+            tokio::spawn(async move { serving.serve(listener, std::future::pending()).await });
+            let client = AdminClient::new(HttpClient::new(Arc::new(TcpDialer), None)?, &url, token);
+            encrypt_then_store(&client, &uri, &first, &rule, || Ok("digest".into())).await?;
+            let failed = encrypt_then_store(&client, &uri, &second, &rule, || bail!("damaged")).await;
+            assert!(failed.is_err());
+            Ok(broker.store().secret(&uri)?)
+        });
+        assert_eq!(stored.unwrap().unwrap()[..], first.as_bytes()[..]);
+
+        // Nothing is encrypted for a broker that is not there, or is not ours.
+        let stranger =
+            AdminClient::new(HttpClient::new(Arc::new(TcpDialer), None).unwrap(), "http://127.0.0.1:1", AdminToken::generate().unwrap());
+        let error = input::block_on(encrypt_then_store(&stranger, &uri, &second, &rule, || panic!("encrypted"))).unwrap_err();
+        assert!(error.to_string().contains("http://127.0.0.1:1"), "{error}");
+    }
+}
