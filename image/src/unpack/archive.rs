@@ -173,11 +173,22 @@ impl<R: Read> Archive<R> {
         Ok(())
     }
 
+    /// Skips what is left of an entry. Its data must be there. The zeros behind the last entry's data need not be: umoci leaves them out
+    /// together with the end mark, and Go's reader, which containerd uses, takes that for the end.
     fn skip(&mut self) -> Result<(), UnpackError> {
-        let left = self.data.saturating_add(self.padding);
-        (self.data, self.padding) = (0, 0);
-        let skipped = io::copy(&mut self.reader.by_ref().take(left), &mut io::sink()).map_err(truncated)?;
-        if skipped == left { Ok(()) } else { Err(truncated(io::ErrorKind::UnexpectedEof.into())) }
+        let (data, padding) = (std::mem::take(&mut self.data), std::mem::take(&mut self.padding));
+        let skipped = self.discard(data)?;
+        if skipped < data {
+            return Err(truncated(io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.discard(padding).map(drop)
+    }
+
+    fn discard(&mut self, length: u64) -> Result<u64, UnpackError> {
+        if length == 0 {
+            return Ok(0);
+        }
+        io::copy(&mut self.reader.by_ref().take(length), &mut io::sink()).map_err(truncated)
     }
 
     /// The next header block; nothing at the end, which is two blocks of zeros. Tools that leave them out end between entries.
@@ -336,8 +347,11 @@ mod tests {
     fn a_cut_archive_is_refused_and_a_missing_end_is_not() {
         let whole = TarBuilder::new().file("a", &[7; 600]).file("b", b"x").cut();
         assert_eq!(read(&whole).unwrap().len(), 2);
-        for cut in [1, 511, 513, 512 + 600, 512 + 1023, whole.len() - 1] {
+        for cut in [1, 511, 512, 512 + 599, 1536 + 1, 1536 + 511, 1536 + 512] {
             assert!(read(&whole[..cut]).is_err(), "cut at {cut}");
+        }
+        for (cut, entries) in [(512 + 600, 1), (512 + 1023, 1), (1536, 1), (1536 + 513, 2), (whole.len() - 1, 2)] {
+            assert_eq!(read(&whole[..cut]).unwrap().len(), entries, "cut at {cut}");
         }
         let hole = [&whole[..], &[0; 512], &whole[..]].concat();
         assert!(read(&hole).unwrap_err().to_string().contains("one block of zeros"));
