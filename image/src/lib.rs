@@ -6,6 +6,9 @@
 //! twice: [`spool::spool`] writes the blob to a file while it hashes, and [`layer::unpack_layer`] reads that file again, decrypts,
 //! decompresses and unpacks it, and compares the diff_id.
 //!
+//! Between the passes the blob lies in the caller's file. Where the host could change that file (scratch with encryption but without
+//! integrity), the second pass may read garbled blocks, never chosen ones; the diff_id then fails, and the caller removes the layer.
+//!
 //! # How a caller pulls
 //!
 //! ```ignore
