@@ -43,7 +43,8 @@ impl Watch {
             let mut traces: Traces = self.machine().difference(&self.before).cloned().collect();
             traces.extend(processes(&self.base.display().to_string(), daemons));
             traces.extend(mounts(&self.base.display().to_string()));
-            traces.extend(files(&self.state, &|_| true));
+            // Directories right below are the shims' own, made once; what is in them is of a sandbox.
+            traces.extend(files(&self.state, &|path| path.parent() != Some(&self.state) || !path.is_dir()));
             traces
         })
     }
@@ -118,8 +119,7 @@ fn files(directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Traces {
     let mut traces = Traces::new();
     for path in entries.flatten().map(|entry| entry.path()) {
         let directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-        // An empty directory of the state directory itself (for the sockets) is not of any sandbox.
-        if wanted(&path) && (!directory || path.file_name().is_some_and(|name| name.len() > 2)) {
+        if wanted(&path) {
             traces.insert(format!("file {}", path.display()));
         }
         if directory {
