@@ -1,6 +1,6 @@
 //! The agent's own world: a tmpfs as root, and the kernel's file systems in it.
 
-use crate::boot::console;
+use crate::{boot::console, containers::cgroup};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
@@ -48,7 +48,7 @@ const WORLD: &[(&str, &str, MsFlags, &str)] = &[
     ("tmpfs", "/dev/shm", COMMON, "mode=1777"),
     ("tmpfs", "/run", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=0755"),
     ("tmpfs", "/tmp", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=1777"),
-    ("cgroup2", "/sys/fs/cgroup", COMMON, ""),
+    ("cgroup2", cgroup::ROOT, COMMON, ""),
 ];
 
 /// Leaves the initramfs for a tmpfs: `pivot_root` refuses to leave the initial root, and every container needs it. Gives a
@@ -79,7 +79,10 @@ pub fn mount_world() -> Result<(), MountError> {
     for (link, target) in [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0")] {
         let _ = symlink(target, link);
     }
-    enable_controllers("/sys/fs/cgroup");
+    let containers = format!("{}/{}", cgroup::ROOT, cgroup::PARENT);
+    make_dir(&containers)?;
+    enable_controllers(cgroup::ROOT);
+    enable_controllers(&containers);
     Ok(())
 }
 

@@ -10,11 +10,13 @@ use crate::boot::power;
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsString,
-    fs,
+    fs::{self, File},
+    io::Write,
     os::unix::fs::OpenOptionsExt,
     panic,
     path::{Path, PathBuf},
     process,
+    sync::Arc,
 };
 
 /// First argument of a re-execution.
@@ -77,9 +79,14 @@ pub fn arguments(mut args: impl Iterator<Item = OsString>) -> Option<(PathBuf, P
 
 /// Does the job and ends the process.
 pub fn run(job: &Path, answer: &Path) -> ! {
-    let place = answer.to_owned();
+    default_signals();
+    // Opened first: an exec ends in the container's mount namespace, where the path is another one.
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(answer);
+    // Without it the parent reads nothing, and says so.
+    let Ok(file) = file.map(Arc::new) else { process::exit(102) };
+    let after_panic = file.clone();
     panic::set_hook(Box::new(move |info| {
-        write_answer(&place, &Answer::Failed(power::describe(info)));
+        write_answer(&after_panic, &Answer::Failed(power::describe(info)));
         process::exit(101);
     }));
     let result = match read_job(job) {
@@ -88,8 +95,19 @@ pub fn run(job: &Path, answer: &Path) -> ! {
         Err(e) => Err(e),
     };
     let done = result.is_ok();
-    write_answer(answer, &result.map_or_else(Answer::Failed, Answer::Pid));
+    write_answer(&file, &result.map_or_else(Answer::Failed, Answer::Pid));
     process::exit(i32::from(!done))
+}
+
+/// Gives every signal its default action. Rust ignores SIGPIPE and posix_spawn the two that libc keeps for itself, and what is ignored
+/// stays so across exec: `yes | head` in a container would never end. By the system call, since libc hides its own two.
+fn default_signals() {
+    // struct sigaction of the kernel: handler, flags, restorer, mask; all zero is SIG_DFL.
+    let default = [0u64; 4];
+    for signal in 1..=64i32 {
+        // SAFETY: rt_sigaction(2) reads one kernel sigaction, which lives until the call returns. SIGKILL and SIGSTOP are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8usize) };
+    }
 }
 
 fn read_job(path: &Path) -> Result<Job, String> {
@@ -97,10 +115,8 @@ fn read_job(path: &Path) -> Result<Job, String> {
     serde_json::from_slice(&json).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-fn write_answer(path: &Path, answer: &Answer) {
-    use std::io::Write;
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    if let (Ok(mut file), Ok(json)) = (file, serde_json::to_vec(answer)) {
+fn write_answer(mut file: &File, answer: &Answer) {
+    if let Ok(json) = serde_json::to_vec(answer) {
         let _ = file.write_all(&json);
     }
 }

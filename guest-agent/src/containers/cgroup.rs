@@ -1,5 +1,6 @@
 //! A container's cgroup (Documentation/admin-guide/cgroup-v2.rst): limits, the freezer, statistics, and who is in it.
 
+use super::devices;
 use oci_spec::runtime::LinuxResources;
 use protocol::api::StatsContainerResponse;
 use std::{
@@ -10,9 +11,9 @@ use std::{
 use thiserror::Error;
 
 /// Where cgroup v2 is mounted.
-const ROOT: &str = "/sys/fs/cgroup";
-/// The agent's part of it.
-const PARENT: &str = "cloister";
+pub const ROOT: &str = "/sys/fs/cgroup";
+/// The containers' part of it.
+pub const PARENT: &str = "cloister";
 /// The period that `cpu.max` has where none is given, in microseconds.
 const DEFAULT_PERIOD: u64 = 100_000;
 
@@ -41,6 +42,13 @@ impl Cgroup {
     /// Its path in an OCI spec, relative to the mount.
     pub fn spec_path(name: &str) -> PathBuf {
         Path::new("/").join(PARENT).join(name)
+    }
+
+    /// Makes it, with the controllers of its parent, and lets nothing in it open a device beyond the usual ones. Before its first
+    /// process: libcontainer takes a cgroup that is there as it is.
+    pub fn create(&self) -> io::Result<()> {
+        fs::create_dir(&self.path)?;
+        devices::restrict(&self.path)
     }
 
     /// Its directory.

@@ -89,6 +89,7 @@ impl Containers {
             modules.load(Stage::Overlay)?;
             let mut workspace = Workspace::make(&name, &scratch.containers())?;
             let (upper, work) = (workspace.writable.join("upper"), workspace.writable.join("work"));
+            Cgroup::of(&name).create().map_err(ContainerError::io("cgroup"))?;
             workspace.root = Some(Overlay::mount(&layers, &upper, &work, &workspace.rootfs())?);
             Ok(workspace)
         });

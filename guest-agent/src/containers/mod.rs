@@ -4,6 +4,7 @@ pub mod bundle;
 pub mod cgroup;
 mod create;
 pub mod derive;
+mod devices;
 pub mod error;
 mod exec;
 pub mod host_spec;

@@ -1,0 +1,203 @@
+//! Which devices a container may open: a small BPF program on its cgroup (`BPF_PROG_TYPE_CGROUP_DEVICE`, include/uapi/linux/bpf.h).
+//!
+//! Containers have CAP_MKNOD by default, and a /dev of their own in which device nodes work. Without this a container could make a node
+//! of the scratch disk and read what every other container wrote (compare CVE-2020-2023, CVE-2026-24834). The list is runc's.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
+};
+
+/// Character devices that may be opened: major, and minor where not all of them may.
+const ALLOWED: [(i32, Option<i32>); 9] = [
+    (1, Some(3)), // null
+    (1, Some(5)), // zero
+    (1, Some(7)), // full
+    (1, Some(8)), // random
+    (1, Some(9)), // urandom
+    (5, Some(0)), // tty
+    (5, Some(1)), // console
+    (5, Some(2)), // ptmx
+    (136, None),  // pts
+];
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+/// `BPF_DEVCG_ACC_MKNOD`, alone: to make a node is not to open it.
+const MKNOD: i32 = 1;
+/// `BPF_DEVCG_DEV_CHAR`.
+const CHARACTER: i32 = 2;
+
+/// `struct bpf_attr` of BPF_PROG_LOAD, as far as it is used.
+#[repr(C)]
+struct Load {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+}
+
+/// `struct bpf_attr` of BPF_PROG_ATTACH, as far as it is used.
+#[repr(C)]
+struct Attach {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+}
+
+/// Lets the processes of the cgroup at `directory` open the usual devices and no others.
+pub fn restrict(directory: &Path) -> io::Result<()> {
+    let cgroup = File::open(directory)?;
+    let program = load(&program())?;
+    let attach = Attach {
+        target_fd: cgroup.as_raw_fd().cast_unsigned(),
+        attach_bpf_fd: program.as_raw_fd().cast_unsigned(),
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI,
+    };
+    bpf(BPF_PROG_ATTACH, &attach).map(drop)
+}
+
+fn load(program: &[u64]) -> io::Result<OwnedFd> {
+    let load = Load {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+    };
+    let fd = bpf(BPF_PROG_LOAD, &load)?;
+    // SAFETY: a new descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    // SAFETY: bpf(2) reads `size` bytes of the attributes; the program and the licence that they point to outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    i32::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)
+}
+
+/// `struct bpf_insn`: operation, registers, jump, immediate.
+fn instruction(operation: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> u64 {
+    u64::from(operation)
+        | u64::from(destination | source << 4) << 8
+        | u64::from(offset.cast_unsigned()) << 16
+        | u64::from(immediate.cast_unsigned()) << 32
+}
+
+/// Gets `struct bpf_cgroup_dev_ctx` in r1: access and type in one word, major, minor. Gives 1 to allow.
+fn program() -> Vec<u64> {
+    const LOAD_WORD: u8 = 0x61;
+    const MOVE: u8 = 0xbf;
+    const SHIFT_RIGHT: u8 = 0x77;
+    const AND: u8 = 0x57;
+    const JUMP_EQUAL: u8 = 0x15;
+    const JUMP_NOT_EQUAL: u8 = 0x55;
+    const SET: u8 = 0xb7;
+    const EXIT: u8 = 0x95;
+    let mut checks = Vec::new();
+    for (major, minor) in ALLOWED {
+        match minor {
+            Some(minor) => {
+                checks.push((JUMP_NOT_EQUAL, 4, major, Some(1)));
+                checks.push((JUMP_EQUAL, 5, minor, None));
+            }
+            None => checks.push((JUMP_EQUAL, 4, major, None)),
+        }
+    }
+    // After the checks: r0 = 0, exit, r0 = 1, exit. A jump without a target of its own goes to r0 = 1.
+    let to_allow = |at: usize| (checks.len() - at + 1) as i16;
+    let mut code = vec![
+        instruction(LOAD_WORD, 2, 1, 0, 0),
+        instruction(MOVE, 3, 2, 0, 0),
+        instruction(SHIFT_RIGHT, 3, 0, 0, 16),
+        instruction(AND, 2, 0, 0, 0xffff),
+        instruction(LOAD_WORD, 4, 1, 4, 0),
+        instruction(LOAD_WORD, 5, 1, 8, 0),
+        instruction(JUMP_EQUAL, 3, 0, to_allow(0) + 2, MKNOD),
+        // Block devices and whatever else there may be: past the checks.
+        instruction(JUMP_NOT_EQUAL, 2, 0, checks.len() as i16, CHARACTER),
+    ];
+    for (at, (operation, register, value, jump)) in checks.iter().enumerate() {
+        code.push(instruction(*operation, *register, 0, jump.unwrap_or_else(|| to_allow(at)), *value));
+    }
+    for value in [0, 1] {
+        code.push(instruction(SET, 0, 0, 0, value));
+        code.push(instruction(EXIT, 0, 0, 0, 0));
+    }
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: u32 = 2;
+    const BLOCK: u32 = 1;
+    const CHAR: u32 = 2;
+
+    /// Runs the program as the kernel would, as far as it uses the instruction set.
+    fn run(access: u32, kind: u32, major: u32, minor: u32) -> u64 {
+        let (code, context) = (program(), [access << 16 | kind, major, minor]);
+        let mut registers = [0u64; 6];
+        let mut at = 0usize;
+        loop {
+            let word = code[at];
+            let (operation, destination, source) = (word as u8, (word >> 8 & 15) as usize, (word >> 12 & 15) as usize);
+            let (offset, immediate) = ((word >> 16) as i16, (word >> 32) as u32);
+            at += 1;
+            match operation {
+                0x61 => registers[destination] = u64::from(context[offset as usize / 4]),
+                0xbf => registers[destination] = registers[source],
+                0x77 => registers[destination] >>= immediate,
+                0x57 => registers[destination] &= u64::from(immediate),
+                0xb7 => registers[destination] = u64::from(immediate),
+                0x15 if registers[destination] == u64::from(immediate) => at += offset as usize,
+                0x55 if registers[destination] != u64::from(immediate) => at += offset as usize,
+                0x15 | 0x55 => {}
+                0x95 => return registers[0],
+                other => panic!("operation {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_usual_devices_open() {
+        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, 0), (136, 77)] {
+            assert_eq!(run(READ, CHAR, major, minor), 1, "{major}:{minor}");
+            assert_eq!(run(READ | 4, CHAR, major, minor), 1, "{major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn no_other_device_opens() {
+        // mem, kmem, kmsg, loop-control, vsock, the scratch disk and its plain side, and block devices with allowed numbers.
+        for (kind, major, minor) in [(CHAR, 1, 1), (CHAR, 1, 2), (CHAR, 1, 11), (CHAR, 10, 237), (CHAR, 10, 123), (CHAR, 5, 3)] {
+            assert_eq!(run(READ, kind, major, minor), 0, "{major}:{minor}");
+        }
+        for (major, minor) in [(254, 0), (253, 0), (1, 3), (5, 2), (136, 0)] {
+            assert_eq!(run(READ, BLOCK, major, minor), 0, "block {major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn nodes_may_be_made_and_not_opened() {
+        assert_eq!(run(1, BLOCK, 254, 0), 1);
+        assert_eq!(run(1 | READ, BLOCK, 254, 0), 0);
+    }
+}
