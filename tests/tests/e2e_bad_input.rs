@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             a_truncated_config,
             a_flipped_byte_in_a_layer,
             a_truncated_layer,
+            a_spoilt_copy_on_the_node_is_survived,
             a_flipped_byte_in_a_layer_at_the_registry,
             a_flipped_byte_in_an_encrypted_layer,
             a_layer_that_lies_about_its_decompressed_size,
@@ -66,11 +67,17 @@ fn truncate(content: &mut Vec<u8>) {
     content.truncate(content.len() / 2);
 }
 
-/// Spoils one blob of an image where the node keeps it, which is where the guest gets it from, and expects the guest to name it.
+/// Spoils one blob wherever the guest can have it from: the node's copy first, then the registry's.
+fn spoil_everywhere(bed: &Bed, digest: &str, how: fn(&mut Vec<u8>)) -> Result<()> {
+    spoil(&bed.containerd().blob(digest)?, how)?;
+    spoil(&bed.registry.blob(digest)?, how)
+}
+
+/// Spoils one blob of an image everywhere, and expects the guest to name it.
 fn spoilt(bed: &Bed, name: &str, which: fn(&Digests) -> &String, how: fn(&mut Vec<u8>)) -> Result<()> {
     let (reference, digests) = good(bed, name)?;
     let digest = which(&digests);
-    spoil(&bed.containerd().blob(digest)?, how)?;
+    spoil_everywhere(bed, digest, how)?;
     let id = bed.id(name);
     bed.refused(&Run { image: &reference, id: &id, ..Run::default() }, &[digest])
 }
@@ -107,7 +114,7 @@ fn a_truncated_config(bed: &Bed) -> Result<()> {
 /// A flipped byte may leave JSON that `ctr` can read: then the guest has to refuse it. Either way it does not run.
 fn spoilt_before_the_shim(bed: &Bed, name: &str, which: fn(&Digests) -> &String, how: fn(&mut Vec<u8>)) -> Result<()> {
     let (reference, digests) = good(bed, name)?;
-    spoil(&bed.containerd().blob(which(&digests))?, how)?;
+    spoil_everywhere(bed, which(&digests), how)?;
     let id = bed.id(name);
     bed.refused(&Run { image: &reference, id: &id, ..Run::default() }, &[])
 }
@@ -118,6 +125,16 @@ fn a_flipped_byte_in_a_layer(bed: &Bed) -> Result<()> {
 
 fn a_truncated_layer(bed: &Bed) -> Result<()> {
     spoilt(bed, "cut-layer", top_layer, truncate)
+}
+
+/// The node's copy is not what it should be: the guest sees it, and has the layer from the registry instead.
+fn a_spoilt_copy_on_the_node_is_survived(bed: &Bed) -> Result<()> {
+    let (reference, digests) = good(bed, "survived")?;
+    spoil(&bed.containerd().blob(top_layer(&digests))?, flip)?;
+    let id = bed.id("survived");
+    let finished = bed.ctr().run(&Run { image: &reference, id: &id, ..Run::default() })?;
+    ensure!(finished.text() == "it ran\n", "{finished:?}");
+    bed.nothing_of(&id)
 }
 
 fn a_flipped_byte_in_a_layer_at_the_registry(bed: &Bed) -> Result<()> {
@@ -135,7 +152,7 @@ fn a_flipped_byte_in_an_encrypted_layer(bed: &Bed) -> Result<()> {
     let reference = bed.provide(&layout, "flip-encrypted")?;
     let digests = layout.digests()?;
     let digest = top_layer(&digests);
-    spoil(&bed.containerd().blob(digest)?, flip)?;
+    spoil_everywhere(bed, digest, flip)?;
     let (id, annotation) = (bed.id("flip-encrypted"), initdata.annotation()?);
     bed.refused(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() }, &[digest])
 }
