@@ -4,6 +4,7 @@ pub mod config;
 pub mod containerd;
 pub mod courier;
 pub mod network;
+mod rate;
 pub mod record;
 pub mod sandbox;
 pub mod vmm;

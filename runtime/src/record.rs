@@ -1,16 +1,15 @@
 //! What was made for a sandbox, on disk before it is made, so that a fresh process can remove it: `delete` after a crash has
 //! nothing else. One folder per sandbox below the configuration's `state_dir`; whatever lives on disk lives in it.
 
+use crate::vmm::pidfd::PidFd;
 use protocol::bounds::check_id;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::DirBuilderExt,
-    },
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use thiserror::Error;
 
@@ -20,6 +19,8 @@ const FILE: &str = "record.json";
 const SANDBOXES: &str = "sandboxes";
 /// Longest record, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
+/// How long a killed VM may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(4);
 
 /// The record cannot be kept, or what it names cannot be removed.
 #[derive(Debug, Error)]
@@ -179,24 +180,14 @@ fn start_time(pid: u32) -> Option<u64> {
 
 /// Ends the process if it is still the one that was noted.
 fn kill(id: &str, process: ProcessId) -> Result<(), RecordError> {
-    // SAFETY: pidfd_open takes a number and flags, and returns a descriptor that nobody else has.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
-    if fd < 0 {
-        return Ok(());
-    }
-    // SAFETY: as above; the descriptor is open and ours.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let io = |source| RecordError::Io { path: format!("/proc/{}", process.pid).into(), source };
+    let Some(fd) = PidFd::open(process.pid).map_err(io)? else { return Ok(()) };
     // Asked with the pidfd in hand: from here on the number cannot be reused under us.
     if start_time(process.pid) != Some(process.start_time) {
         return Ok(());
     }
-    // SAFETY: a signal to the process behind an open pidfd; no memory is passed.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), libc::SIGKILL, 0, 0) };
-    let mut wait = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&fd), nix::poll::PollFlags::POLLIN)];
-    match nix::poll::poll(&mut wait, 4000u16) {
-        Ok(0) => Err(RecordError::Immortal { id: id.to_owned(), pid: process.pid }),
-        _ => Ok(()),
-    }
+    fd.kill().map_err(io)?;
+    if fd.ended_within(KILL_LIMIT).map_err(io)? { Ok(()) } else { Err(RecordError::Immortal { id: id.to_owned(), pid: process.pid }) }
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use crate::{
     config::{Config, ConfigError},
     courier::Courier,
     network::{self, Network, NetworkError},
+    rate::Rate,
     record::{self, Record, RecordError},
     vmm::{
-        self, Launch, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
+        self, Cmdline, Launch, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
     },
     vsock::{Vsock, VsockListener, VsockStream},
@@ -23,7 +24,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
 use tokio::{io::BufReader, task::JoinSet, time::timeout};
@@ -32,6 +33,8 @@ use tokio::{io::BufReader, task::JoinSet, time::timeout};
 const GRACE: Duration = Duration::from_secs(3);
 /// How long a killed VM may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
+/// How long a VM's process may outlive its connections.
+const DYING: Duration = Duration::from_secs(2);
 /// How long the agent may take for CreateSandbox: it verifies nothing in it, it only reads.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -147,7 +150,7 @@ impl Sandbox {
         match Self::boot_recorded(config, spec, record).await {
             Ok(sandbox) => Ok(sandbox),
             Err(error) => {
-                if let Err(left) = record::remove(&config.state_dir, &id) {
+                if let Err(left) = remove_blocking(config.state_dir.clone(), id.clone()).await {
                     log::error!(sandbox = id; "after a failed start: {left}");
                 }
                 Err(error)
@@ -165,7 +168,7 @@ impl Sandbox {
         log::info!(sandbox = id, accelerator:? = choice.accelerator; "{}", choice.reason);
 
         let scratch = make_scratch(record.dir(), config.guest.scratch_mib)?;
-        let (vsock, device) = Vsock::for_vm(&record.dir().join("vsock")).map_err(vsock_error)?;
+        let (vsock, device) = Vsock::for_vm(record.dir()).map_err(vsock_error)?;
         let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
         let requests = vsock.listen(host_port::COURIER).map_err(vsock_error)?;
         let mut network = match &spec.netns {
@@ -173,13 +176,10 @@ impl Sandbox {
             None => Network::default(),
         };
         let measurement = read_measurement(&initramfs);
-        let mut cmdline = vmm::kernel_cmdline(measurement.as_deref(), &config.guest.cmdline_extra);
-        if choice.accelerator == accelerator::Accelerator::Tcg {
-            cmdline.push_str(&format!(" tsc_early_khz={}", vmm::tsc::khz()));
-        }
+        let cmdline = Cmdline { accelerator: choice.accelerator, measurement: measurement.as_deref(), extra: &config.guest.cmdline_extra };
         let launch = Launch {
             sandbox_id: id.clone(),
-            cmdline,
+            cmdline: cmdline.to_text(vmm::tsc::khz),
             kernel,
             initramfs,
             vcpus: spec.vcpus.unwrap_or(config.guest.vcpus),
@@ -197,12 +197,18 @@ impl Sandbox {
         tasks.spawn(serve_courier(requests, courier.clone()));
         let seconds = config.vmm.boot_timeout_s;
         let log_lines = tokio::select! {
-            ready = await_ready(&id, &mut console) => ready?,
+            ready = await_ready(&id, &mut console) => match ready {
+                Ok(stream) => stream,
+                Err(error) => return Err(died_or(&id, &process, error).await),
+            },
             exit = process.exited() => return Err(SandboxError::Died { id, exit }),
             () = tokio::time::sleep(Duration::from_secs(seconds)) => return Err(SandboxError::Silent { id, seconds }),
         };
         tasks.spawn(log_guest(id.clone(), log_lines));
-        let rpc = vsock.connect(guest_port::RPC).await.map_err(vsock_error)?;
+        let rpc = match vsock.connect(guest_port::RPC).await {
+            Ok(rpc) => rpc,
+            Err(error) => return Err(died_or(&id, &process, vsock_error(error)).await),
+        };
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
         let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, courier, agent, _tasks: tasks };
         sandbox.create(spec, network).await?;
@@ -225,7 +231,11 @@ impl Sandbox {
             answer = self.agent.create_sandbox(context, &request) => answer,
             exit = self.process.exited() => return Err(SandboxError::Died { id: self.id.clone(), exit }),
         };
-        let answer = answer.map_err(|error| SandboxError::Refused { message: rpc_message(&error) })?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error @ ttrpc::Error::RpcStatus(_)) => return Err(SandboxError::Refused { message: rpc_message(&error) }),
+            Err(error) => return Err(died_or(&self.id, &self.process, SandboxError::Refused { message: rpc_message(&error) }).await),
+        };
         log::info!(sandbox = self.id, initdata = answer.initdata_digest; "sandbox ready");
         Ok(())
     }
@@ -304,6 +314,14 @@ pub fn rpc_message(error: &ttrpc::Error) -> String {
     }
 }
 
+/// A dying VM's connections end before its process does: what happened to the process is then the better answer.
+async fn died_or(id: &str, process: &Process, error: SandboxError) -> SandboxError {
+    match timeout(DYING, process.exited()).await {
+        Ok(exit) => SandboxError::Died { id: id.to_owned(), exit },
+        Err(_) => error,
+    }
+}
+
 /// A sparse file: it takes on disk what the guest writes. Ciphertext only; the key never leaves the guest.
 fn make_scratch(dir: &Path, size_mib: u64) -> Result<Option<PathBuf>, SandboxError> {
     if size_mib == 0 {
@@ -340,9 +358,14 @@ async fn await_ready(id: &str, console: &mut VsockListener) -> Result<VsockStrea
 /// The guest's log lines, as lines of ours. What is no line ends the log, not the sandbox.
 async fn log_guest(id: String, stream: VsockStream) {
     let mut lines = BufReader::with_capacity(4096, stream);
+    let mut rate = Rate::new(Instant::now());
     loop {
         match line::read_line(&mut lines).await {
-            Ok(line) => log::info!(sandbox = id, source = "guest"; "{line}"),
+            Ok(line) => match rate.pass(Instant::now()) {
+                Some(0) => log::info!(sandbox = id, source = "guest"; "{line}"),
+                Some(held_back) => log::warn!(sandbox = id, source = "guest"; "{line} ({held_back} lines before it are left out)"),
+                None => {}
+            },
             Err(LineError::NotText) => {}
             Err(error) => return log::debug!(sandbox = id; "guest log: {error}"),
         }

@@ -1,10 +1,14 @@
 //! Virtual machine monitors. A monitor is a program whose command line [`Launch`] describes; QEMU is the first.
 
 pub mod accelerator;
+mod cmdline;
+mod output;
+pub mod pidfd;
 mod process;
 mod qemu;
 pub mod tsc;
 
+pub use cmdline::Cmdline;
 pub use process::{Process, SpawnError, VmExit};
 pub use qemu::Qemu;
 
@@ -44,8 +48,13 @@ pub struct Launch {
 /// Who serves the guest's vsock device.
 #[derive(Debug)]
 pub enum VsockDevice {
-    /// The host's kernel (`/dev/vhost-vsock`), under this context id.
-    Kernel(u32),
+    /// The host's kernel.
+    Kernel {
+        /// The guest's context id.
+        cid: u32,
+        /// `/dev/vhost-vsock`, which holds that id.
+        device: OwnedFd,
+    },
     /// We do, at the other end of this connected socket (vhost-user).
     User(OwnedFd),
 }
@@ -59,14 +68,14 @@ pub struct Tap {
     pub mac: [u8; 6],
 }
 
-/// A program with its arguments and the descriptors that it inherits, each under its own number.
+/// A program with its arguments and the descriptors that it inherits, each under the number that it has here.
 #[derive(Debug)]
 pub struct Command {
     /// Where the program is.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Numbers in the child, from 3 on, in order.
+    /// The arguments name them by number.
     pub inherited: Vec<OwnedFd>,
 }
 
@@ -95,41 +104,40 @@ pub trait Vmm: Send + Sync {
     fn command(&self, launch: Launch) -> Command;
 }
 
-/// The kernel command line of a guest; `measurement` is the development stand-in of the launch measurement, in hexadecimal.
-///
-/// Each part is there for a reason:
-/// - `quiet`: a line on an emulated serial port costs more than what it reports; errors still come.
-/// - `panic=-1 reboot=t`: a kernel panic ends the VM at once instead of leaving it hanging.
-/// - `cryptomgr.notests`: the self-tests of ciphers cost seconds under emulation.
-/// - `i8042…`, `8250.nr_uarts=1`: probes of hardware that is not there.
-/// - `audit=0 ipv6.autoconf=0`: no records that nobody reads; addresses come from the pod, not from router advertisements.
-pub fn kernel_cmdline(measurement: Option<&str>, extra: &str) -> String {
-    let mut cmdline = String::from(
-        "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests i8042.noaux i8042.nokbd i8042.nopnp 8250.nr_uarts=1 audit=0 \
-         ipv6.autoconf=0 random.trust_cpu=on",
-    );
-    if let Some(measurement) = measurement {
-        cmdline.push_str(" cloister.measurement=");
-        cmdline.push_str(measurement);
-    }
-    if !extra.is_empty() {
-        cmdline.push(' ');
-        cmdline.push_str(extra);
-    }
-    cmdline
-}
-
-/// Finds a program by name in `PATH`, or by path.
+/// Finds a program by name in `PATH`, or by path; gives an absolute path, because the monitor runs in another folder.
 pub fn find_program(program: &Path) -> Result<PathBuf, MissingError> {
-    let missing = || MissingError::Vmm { program: program.to_owned() };
-    if program.components().count() > 1 {
-        return program.is_file().then(|| program.to_owned()).ok_or_else(missing);
-    }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file()).ok_or_else(missing)
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).map(|dir| dir.join(program)).collect();
+    if program.components().count() > 1 {
+        places = vec![program.to_owned()];
+    }
+    let found = places.into_iter().find(|file| file.is_file()).and_then(|file| std::path::absolute(file).ok());
+    found.ok_or_else(|| MissingError::Vmm { program: program.to_owned() })
 }
 
-/// A file that the configuration names under `key`.
+/// A file that the configuration names under `key`, as an absolute path.
 pub fn find_guest_file(key: &'static str, path: &Path) -> Result<PathBuf, MissingError> {
-    path.is_file().then(|| path.to_owned()).ok_or_else(|| MissingError::Guest { key, path: path.to_owned() })
+    let found = Some(path).filter(|path| path.is_file()).and_then(|path| std::path::absolute(path).ok());
+    found.ok_or_else(|| MissingError::Guest { key, path: path.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_what_to_do() {
+        let error = find_program(Path::new("no-such-qemu")).unwrap_err().to_string();
+        assert!(error.contains("no-such-qemu") && error.contains("vmm.qemu"), "{error}");
+        let error = find_guest_file("guest.kernel", Path::new("/nonexistent/vmlinux")).unwrap_err().to_string();
+        assert!(error.contains("guest.kernel /nonexistent/vmlinux") && error.contains("cloister guest build"), "{error}");
+    }
+
+    #[test]
+    fn what_is_found_is_absolute() {
+        assert!(find_program(Path::new("sh")).unwrap().is_absolute());
+        assert!(find_guest_file("guest.kernel", Path::new("Cargo.toml")).unwrap().ends_with("runtime/Cargo.toml"));
+    }
 }

@@ -1,25 +1,23 @@
 //! The monitor's process: spawned so that it cannot outlive us, waited for without polling, its console kept for the error text.
 
-use super::Command;
+use super::{
+    Command,
+    output::{self, Output},
+    pidfd::PidFd,
+};
 use std::{
-    collections::VecDeque,
-    io::{self, BufRead, BufReader, Read},
+    io,
     os::{
         fd::{AsRawFd, RawFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
     path::PathBuf,
     process::{Child, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::mpsc,
     thread,
 };
 use thiserror::Error;
 use tokio::sync::watch;
-
-/// Lines of console that are kept for an error text.
-const KEPT_LINES: usize = 64;
-/// Longest line of console that is kept, in bytes; the guest writes what it likes.
-const MAX_LINE: u64 = 1024;
 
 /// The monitor did not start.
 #[derive(Debug, Error)]
@@ -49,52 +47,44 @@ pub struct VmExit {
 impl std::fmt::Display for VmExit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the VM ended ({})", self.status)?;
-        match self.last_lines.iter().rev().find(|line| !line.trim().is_empty()) {
-            Some(line) => write!(f, "; its last words: {}", line.trim()),
+        match output::last_words(&self.last_lines) {
+            Some(words) => write!(f, "; its last words: {words}"),
             None => Ok(()),
         }
     }
 }
 
-type Lines = Arc<Mutex<VecDeque<String>>>;
-
 /// A running monitor. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
+    handle: PidFd,
     exit: watch::Receiver<Option<VmExit>>,
 }
 
 impl Process {
     /// Starts `command`. The process gets SIGKILL when we die, whatever we die of.
     pub fn spawn(sandbox_id: &str, command: Command) -> Result<Self, SpawnError> {
-        let (started, start) = mpsc::channel();
+        let (started, starting) = mpsc::channel();
         let (report, exit) = watch::channel(None);
         let id = sandbox_id.to_owned();
         // The parent-death signal is sent when the *thread* that forked ends (prctl(2)): this one lives as long as the process.
         let guard = move || {
             let program = command.program.clone();
-            match spawn_child(command) {
-                Ok(mut child) => {
-                    let lines = Lines::default();
-                    let readers = read_output(&id, &mut child, &lines);
-                    // A caller that has gone away has dropped its end; the process is then killed by nobody but us.
-                    if started.send(Ok(child.id())).is_err() {
-                        let _ = child.kill();
-                    }
-                    let status = child.wait();
-                    for reader in readers {
-                        let _ = reader.join();
-                    }
-                    let last_lines = lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-                    report.send_replace(Some(VmExit { status: describe(status), last_lines }));
-                }
-                Err(source) => drop(started.send(Err(SpawnError::Spawn { program, source }))),
+            let (mut child, handle, output) = match start(&id, command) {
+                Ok(all) => all,
+                Err(source) => return drop(started.send(Err(SpawnError::Spawn { program, source }))),
+            };
+            // A caller that has gone away has dropped its end; the process is then killed by nobody but us.
+            if started.send(Ok((child.id(), handle))).is_err() {
+                let _ = child.kill();
             }
+            let status = describe(child.wait());
+            report.send_replace(Some(VmExit { status, last_lines: output.finish() }));
         };
         thread::Builder::new().name("vm".into()).stack_size(256 << 10).spawn(guard).map_err(SpawnError::Thread)?;
-        let pid = start.recv().map_err(|_| SpawnError::Thread(io::Error::other("ended early")))??;
-        Ok(Self { pid, exit })
+        let (pid, handle) = starting.recv().map_err(|_| SpawnError::Thread(io::Error::other("ended early")))??;
+        Ok(Self { pid, handle, exit })
     }
 
     /// Process id on this host.
@@ -115,12 +105,8 @@ impl Process {
 
     /// Ends the process at once.
     pub fn kill(&self) {
-        // Not reaped before `exit` is set, so that until then the pid is still this process.
-        if self.exit.borrow().is_none() {
-            let pid = nix::unistd::Pid::from_raw(self.pid.cast_signed());
-            if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
-                log::debug!(pid = self.pid; "kill of the VM: {error}");
-            }
+        if let Err(error) = self.handle.kill() {
+            log::warn!(pid = self.pid; "kill of the VM: {error}");
         }
     }
 }
@@ -145,14 +131,31 @@ fn describe(status: io::Result<ExitStatus>) -> String {
     }
 }
 
+fn start(id: &str, command: Command) -> io::Result<(Child, PidFd, Output)> {
+    let mut child = spawn_child(command)?;
+    // The child was not waited for, so that its number is its own.
+    let rest = PidFd::open(child.id()).and_then(|handle| handle.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    match rest.and_then(|handle| Ok((handle, Output::read(id, &mut child)?))) {
+        Ok((handle, output)) => Ok((child, handle, output)),
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
 fn spawn_child(command: Command) -> io::Result<Child> {
     let parent = nix::unistd::getpid();
-    let mut fds: Vec<RawFd> = command.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    let fds: Vec<RawFd> = command.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let mut child = std::process::Command::new(&command.program);
     child.args(&command.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Nothing of ours that it does not need: containerd hands its whole environment to the shim, and the shim's folder goes away.
+    child.env_clear().current_dir("/");
     // A signal to the shim's group is not for the VM.
     child.process_group(0);
-    // SAFETY: between fork and exec only prctl, getppid, fcntl and dup2 are called, which are async-signal-safe; nothing allocates.
+    // SAFETY: between fork and exec only prctl, getppid, close_range and fcntl are called, which are async-signal-safe; nothing
+    // allocates.
     unsafe {
         child.pre_exec(move || {
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
@@ -160,61 +163,25 @@ fn spawn_child(command: Command) -> io::Result<Child> {
             if nix::unistd::getppid() != parent {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
-            inherit(&mut fds)
+            inherit_only(&fds)
         });
     }
     child.spawn()
     // `command.inherited` is closed here; the child has its own.
 }
 
-/// Puts `fds` at 3, 4, … in the child; first out of each other's way, then in place (dup2 also clears close-on-exec).
-fn inherit(fds: &mut [RawFd]) -> io::Result<()> {
-    let high = 3 + fds.len() as RawFd;
-    for fd in fds.iter_mut() {
+/// Leaves the child `fds` and nothing else beyond its stdio: what containerd or a library opened without close-on-exec stays here.
+fn inherit_only(fds: &[RawFd]) -> io::Result<()> {
+    // SAFETY: marks descriptors of this process; the call takes numbers only. Linux before 5.11 refuses the flag; there each
+    // descriptor has the mark that it was opened with.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    for fd in fds {
         // SAFETY: a plain call on a descriptor that the child has a copy of.
-        *fd = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, high) };
-        if *fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    for (target, fd) in (3..).zip(fds.iter()) {
-        // SAFETY: as above.
-        if unsafe { libc::dup2(*fd, target) } < 0 {
+        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } < 0 {
             return Err(io::Error::last_os_error());
         }
     }
     Ok(())
-}
-
-fn read_output(id: &str, child: &mut Child, lines: &Lines) -> Vec<thread::JoinHandle<()>> {
-    let outputs: [(&'static str, Option<Box<dyn Read + Send>>); 2] =
-        [("console", child.stdout.take().map(|o| Box::new(o) as _)), ("qemu", child.stderr.take().map(|e| Box::new(e) as _))];
-    outputs
-        .into_iter()
-        .filter_map(|(name, output)| {
-            let (id, lines, output) = (id.to_owned(), lines.clone(), output?);
-            let reader = move || keep_lines(&id, name, output, &lines);
-            thread::Builder::new().name(name.into()).stack_size(128 << 10).spawn(reader).ok()
-        })
-        .collect()
-}
-
-fn keep_lines(id: &str, name: &str, output: impl Read, lines: &Lines) {
-    let mut output = BufReader::with_capacity(4096, output);
-    loop {
-        let mut line = Vec::new();
-        match output.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let text: String = String::from_utf8_lossy(&line).trim_end().chars().filter(|c| !c.is_control()).collect();
-        log::info!(sandbox = id, source = name; "{text}");
-        let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == KEPT_LINES {
-            lines.pop_front();
-        }
-        lines.push_back(text);
-    }
 }
 
 #[cfg(test)]
@@ -238,16 +205,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn descriptors_arrive_under_their_numbers() {
-        let (mut writer, reader) = {
-            let (r, w) = std::io::pipe().unwrap();
-            (w, r)
-        };
+    async fn only_what_is_meant_for_it_arrives() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
         writer.write_all(b"through\n").unwrap();
         drop(writer);
-        let null = std::fs::File::open("/dev/null").unwrap();
-        let process = Process::spawn("s", shell("cat <&3; cat <&4", vec![null.into(), reader.into()])).unwrap();
-        assert_eq!(process.exited().await.last_lines, ["through"]);
+        // Open without close-on-exec, as a careless library may leave it.
+        let stray = std::fs::File::open("/dev/null").unwrap();
+        nix::fcntl::fcntl(&stray, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let script = format!("cat /proc/self/fd/{}; test -e /proc/self/fd/{} || echo closed; pwd", reader.as_raw_fd(), stray.as_raw_fd());
+        let process = Process::spawn("s", shell(&script, vec![reader.into()])).unwrap();
+        assert_eq!(process.exited().await.last_lines, ["through", "closed", "/"]);
     }
 
     #[tokio::test]

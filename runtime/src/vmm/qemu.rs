@@ -1,7 +1,11 @@
 //! QEMU's command line. A pure function, so that golden tests hold it.
 
 use super::{Command, Launch, Vmm, VsockDevice, accelerator::Accelerator};
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    path::PathBuf,
+};
 
 /// QEMU, with no device beyond what is used and no monitor: the guest powers itself off, the host kills.
 #[derive(Debug)]
@@ -9,9 +13,6 @@ pub struct Qemu {
     /// Where it is.
     pub program: PathBuf,
 }
-
-/// Number of the first inherited descriptor in the child.
-const FIRST_FD: usize = 3;
 
 impl Vmm for Qemu {
     fn command(&self, launch: Launch) -> Command {
@@ -25,7 +26,9 @@ impl Vmm for Qemu {
         line.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         // ACPI is how Debian's kernel finds virtio-mmio devices (it is built without their kernel parameter). Without a clock chip the
         // kernel waits a second for it, twice.
-        line.pair("-machine", "microvm,acpi=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram");
+        let machine = "microvm,acpi=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram";
+        // The guest's memory is in no core dump of the host, and shared with no other guest.
+        line.pair("-machine", format!("{machine},dump-guest-core=off,mem-merge=off"));
         line.pair("-global", "virtio-mmio.force-legacy=false");
         let (accelerator, cpu) = match launch.accelerator {
             Accelerator::Kvm => ("kvm", "host"),
@@ -35,8 +38,12 @@ impl Vmm for Qemu {
         line.pair("-cpu", cpu);
         line.pair("-smp", launch.vcpus.to_string());
         line.pair("-m", format!("{}M", launch.memory_mib));
-        // Shared, because the vhost-user device of our own reads the queues in it.
-        line.pair("-object", format!("memory-backend-memfd,id=ram,size={}M,share=on", launch.memory_mib));
+        // Shared where a device of our own reads the queues in it; else the kernel may back it by huge pages.
+        let backend = match launch.vsock {
+            VsockDevice::User(_) => "memory-backend-memfd,share=on",
+            VsockDevice::Kernel { .. } => "memory-backend-ram",
+        };
+        line.pair("-object", format!("{backend},id=ram,size={}M", launch.memory_mib));
         line.pair("-kernel", launch.kernel);
         line.pair("-initrd", launch.initramfs);
         line.pair("-append", launch.cmdline);
@@ -44,7 +51,10 @@ impl Vmm for Qemu {
         line.pair("-chardev", "stdio,id=console,signal=off");
         line.pair("-serial", "chardev:console");
         match launch.vsock {
-            VsockDevice::Kernel(cid) => line.pair("-device", format!("vhost-vsock-device,guest-cid={cid}")),
+            VsockDevice::Kernel { cid, device } => {
+                let fd = line.inherit(device);
+                line.pair("-device", format!("vhost-vsock-device,guest-cid={cid},vhostfd={fd}"));
+            }
             VsockDevice::User(fd) => {
                 let fd = line.inherit(fd);
                 line.pair("-chardev", format!("socket,id=vsock,fd={fd}"));
@@ -54,7 +64,9 @@ impl Vmm for Qemu {
         if let Some(scratch) = launch.scratch {
             // A comma in a path is doubled in QEMU's option syntax.
             let file = scratch.display().to_string().replace(',', ",,");
-            line.pair("-blockdev", format!("driver=file,node-name=scratch,filename={file},discard=unmap,locking=off"));
+            // Nothing on it outlives the VM: a container's fsync need not wait for the host's disk.
+            let options = "discard=unmap,cache.no-flush=on,locking=off";
+            line.pair("-blockdev", format!("driver=file,node-name=scratch,filename={file},{options}"));
             line.pair("-device", "virtio-blk-device,drive=scratch,serial=scratch");
         }
         for (n, tap) in launch.taps.into_iter().enumerate() {
@@ -70,7 +82,7 @@ impl Vmm for Qemu {
 #[derive(Default)]
 struct Line {
     arguments: Vec<OsString>,
-    inherited: Vec<std::os::fd::OwnedFd>,
+    inherited: Vec<OwnedFd>,
 }
 
 impl Line {
@@ -83,9 +95,10 @@ impl Line {
         self.arguments.push(value.into());
     }
 
-    fn inherit(&mut self, fd: std::os::fd::OwnedFd) -> usize {
+    fn inherit(&mut self, fd: OwnedFd) -> RawFd {
+        let number = fd.as_raw_fd();
         self.inherited.push(fd);
-        FIRST_FD + self.inherited.len() - 1
+        number
     }
 }
 
@@ -94,8 +107,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::vmm::{Tap, kernel_cmdline};
-    use std::os::fd::OwnedFd;
+    use crate::vmm::Tap;
 
     fn fd() -> OwnedFd {
         std::fs::File::open("/dev/null").unwrap().into()
@@ -111,14 +123,19 @@ mod tests {
             memory_mib: 512,
             accelerator: Accelerator::Tcg,
             scratch: None,
-            vsock: VsockDevice::Kernel(77),
+            vsock: VsockDevice::User(fd()),
             taps: Vec::new(),
         }
     }
 
+    /// The arguments, with `@0`, `@1`, … for the inherited descriptors.
     fn text(launch: Launch) -> String {
         let command = Qemu { program: "qemu".into() }.command(launch);
-        command.arguments.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+        let mut text = command.arguments.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+        for (n, fd) in command.inherited.iter().enumerate() {
+            text = text.replace(&format!("fd={}", fd.as_raw_fd()), &format!("fd=@{n}"));
+        }
+        text
     }
 
     #[test]
@@ -127,29 +144,24 @@ mod tests {
             text(launch()),
             "-name cloister-demo -no-user-config -nodefaults -no-reboot -display none \
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
-             -machine microvm,acpi=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram \
+             -machine microvm,acpi=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram,dump-guest-core=off,mem-merge=off \
              -global virtio-mmio.force-legacy=false -accel tcg,thread=multi -cpu max -smp 2 -m 512M \
-             -object memory-backend-memfd,id=ram,size=512M,share=on -kernel /g/vmlinux -initrd /g/initramfs.cpio -append quiet \
-             -chardev stdio,id=console,signal=off -serial chardev:console -device vhost-vsock-device,guest-cid=77"
+             -object memory-backend-memfd,share=on,id=ram,size=512M -kernel /g/vmlinux -initrd /g/initramfs.cpio -append quiet \
+             -chardev stdio,id=console,signal=off -serial chardev:console \
+             -chardev socket,id=vsock,fd=@0 -device vhost-user-vsock-device,chardev=vsock"
         );
     }
 
     #[test]
-    fn descriptors_are_numbered_in_order() {
+    fn each_device_has_the_descriptor_that_is_inherited_for_it() {
         let mut launch = launch();
-        launch.vsock = VsockDevice::User(fd());
+        launch.vsock = VsockDevice::Kernel { cid: 77, device: fd() };
         launch.scratch = Some("/s/a,b".into());
         launch.taps = vec![Tap { fd: fd(), mac: [2, 0, 0, 0, 0, 0x1f] }];
         let text = text(launch);
-        assert!(text.contains("-chardev socket,id=vsock,fd=3 -device vhost-user-vsock-device,chardev=vsock"), "{text}");
-        assert!(text.contains("filename=/s/a,,b,discard=unmap"), "{text}");
-        assert!(text.ends_with("-netdev tap,id=net0,fd=4 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:1f"), "{text}");
-    }
-
-    #[test]
-    fn the_measurement_is_on_the_kernel_command_line() {
-        let cmdline = kernel_cmdline(Some("abcd"), "debug");
-        assert!(cmdline.ends_with(" cloister.measurement=abcd debug"), "{cmdline}");
-        assert!(!kernel_cmdline(None, "").contains("cloister"));
+        assert!(text.contains("-device vhost-vsock-device,guest-cid=77,vhostfd=@0"), "{text}");
+        assert!(text.contains("-object memory-backend-ram,id=ram"), "{text}");
+        assert!(text.contains("filename=/s/a,,b,discard=unmap,cache.no-flush=on"), "{text}");
+        assert!(text.ends_with("-netdev tap,id=net0,fd=@1 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:1f"), "{text}");
     }
 }

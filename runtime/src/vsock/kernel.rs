@@ -1,12 +1,21 @@
 //! vsock of the host's kernel (`/dev/vhost-vsock`).
 
-use std::{fs, io, path::Path};
+use nix::errno::Errno;
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 /// The kernel's device.
 const DEVICE: &str = "/dev/vhost-vsock";
 /// Guests' context ids are drawn from here up; below are reserved ones (linux/vm_sockets.h).
 const FIRST_CID: u32 = 1 << 16;
+
+/// Attempts to draw a context id that no other guest has.
+const ATTEMPTS: usize = 16;
+
+nix::ioctl_write_ptr!(vhost_vsock_set_guest_cid, 0xaf, 0x60, u64);
 
 /// One guest's context id.
 #[derive(Debug, Clone)]
@@ -15,15 +24,21 @@ pub struct KernelVsock {
 }
 
 impl KernelVsock {
-    /// Draws a context id; `None` where the kernel has no device. Should two guests draw the same one, the kernel refuses the second
-    /// (EADDRINUSE) when QEMU starts.
-    pub fn claim() -> io::Result<Option<Self>> {
-        if !Path::new(DEVICE).exists() || fs::OpenOptions::new().read(true).write(true).open(DEVICE).is_err() {
-            return Ok(None);
+    /// Claims a context id, for as long as the returned device is open somewhere; `None` where the kernel has no such device.
+    pub fn claim() -> io::Result<Option<(Self, OwnedFd)>> {
+        let Ok(device) = fs::OpenOptions::new().read(true).write(true).open(DEVICE) else { return Ok(None) };
+        for _ in 0..ATTEMPTS {
+            let mut random = [0; 4];
+            io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut random)?;
+            let cid = FIRST_CID + u32::from_ne_bytes(random) % (protocol::MAX_KERNEL_CID - FIRST_CID);
+            // SAFETY: the descriptor is an open vhost-vsock device; the kernel reads one u64, which outlives the call.
+            match unsafe { vhost_vsock_set_guest_cid(device.as_raw_fd(), &u64::from(cid)) } {
+                Ok(_) => return Ok(Some((Self { cid }, device.into()))),
+                Err(Errno::EADDRINUSE) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        let mut random = [0; 4];
-        io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut random)?;
-        Ok(Some(Self { cid: FIRST_CID + u32::from_ne_bytes(random) % (protocol::MAX_KERNEL_CID - FIRST_CID) }))
+        Err(io::Error::other(format!("{DEVICE}: no free context id in {ATTEMPTS} attempts")))
     }
 
     /// The guest's context id.

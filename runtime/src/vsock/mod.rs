@@ -46,13 +46,13 @@ pub enum VsockListener {
 }
 
 impl Vsock {
-    /// The device for one VM: the kernel's if `/dev/vhost-vsock` opens. `path` is where a socket may be for a moment.
-    pub fn for_vm(path: &Path) -> io::Result<(Self, VsockDevice)> {
-        if let Some(kernel) = KernelVsock::claim()? {
-            let device = VsockDevice::Kernel(kernel.cid());
+    /// The device for one VM: the kernel's if `/dev/vhost-vsock` opens. A socket may be in `dir` for a moment.
+    pub fn for_vm(dir: &Path) -> io::Result<(Self, VsockDevice)> {
+        if let Some((kernel, device)) = KernelVsock::claim()? {
+            let device = VsockDevice::Kernel { cid: kernel.cid(), device };
             return Ok((Self::Kernel(kernel), device));
         }
-        let (user, monitor) = UserVsock::start(path)?;
+        let (user, monitor) = UserVsock::start(dir)?;
         Ok((Self::User(user), VsockDevice::User(monitor)))
     }
 

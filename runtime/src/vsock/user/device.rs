@@ -15,7 +15,7 @@ use vhost_user_backend::{VhostUserBackendMut, VringRwLock, VringT};
 use virtio_bindings::bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use virtio_queue::{QueueOwnedT, QueueT};
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier},
@@ -37,6 +37,8 @@ const TYPE_STREAM: u16 = 1;
 const MAX_PACKET: usize = 64 << 10;
 /// What our epoll descriptor carries for the wake-up of new commands; no connection has port 0 on both sides.
 const WAKE: u64 = 0;
+/// After moving so many bytes, we let go of the guest's pages: each that we touched counts as ours until then.
+const LET_GO_AFTER: usize = 4 << 20;
 
 /// A connection that the host opens.
 pub(super) struct Connect {
@@ -45,31 +47,33 @@ pub(super) struct Connect {
     pub(super) answer: Answer,
 }
 
-/// Commands for the device's thread.
-#[derive(Default)]
+/// Commands for the device's thread; what is pushed after its end is dropped, so that nobody waits for an answer.
 pub(super) struct Commands {
-    queue: Mutex<Vec<Connect>>,
-    wake: Option<EventFd>,
+    /// `None` once the device has ended.
+    queue: Mutex<Option<Vec<Connect>>>,
+    wake: EventFd,
 }
 
 impl Commands {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { queue: Mutex::default(), wake: Some(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?) })
+        Ok(Self { queue: Mutex::new(Some(Vec::new())), wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)? })
     }
 
     pub(super) fn push(&self, command: Connect) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        if let Some(wake) = &self.wake {
+        if let Some(queue) = &mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            queue.push(command);
             // Fails only when the counter is full, and then the thread is awake.
-            let _ = wake.write(1);
+            let _ = self.wake.write(1);
         }
     }
 
+    pub(super) fn close(&self) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn take(&self) -> Vec<Connect> {
-        if let Some(wake) = &self.wake {
-            let _ = wake.read();
-        }
-        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+        let _ = self.wake.read();
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(std::mem::take).unwrap_or_default()
     }
 }
 
@@ -81,17 +85,26 @@ pub(super) struct Device {
     sockets: Epoll,
     memory: Option<Memory>,
     buffer: Vec<u8>,
+    /// Bytes moved since the guest's pages were let go of.
+    moved: usize,
     exit: Option<(EventConsumer, EventNotifier)>,
 }
 
 impl Device {
     pub(super) fn new(guest_cid: u32, table: Table, commands: Arc<Commands>) -> io::Result<Self> {
         let sockets = Epoll::new()?;
-        if let Some(wake) = &commands.wake {
-            sockets.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
-        }
+        sockets.ctl(ControlOperation::Add, commands.wake.as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
         let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
-        Ok(Self { guest_cid: guest_cid.into(), table, commands, sockets, memory: None, buffer: vec![0; MAX_PACKET], exit: Some(exit) })
+        Ok(Self {
+            guest_cid: guest_cid.into(),
+            table,
+            commands,
+            sockets,
+            memory: None,
+            buffer: vec![0; MAX_PACKET],
+            moved: 0,
+            exit: Some(exit),
+        })
     }
 
     /// The descriptor that the daemon's loop is to watch under [`SOCKETS`].
@@ -110,7 +123,10 @@ impl Device {
             for event in &events[..n] {
                 match event.data() {
                     WAKE => self.commands.take().into_iter().for_each(|c| self.table.connect(c.port, c.socket, c.answer)),
-                    packed => self.table.socket_ready(unpack(packed)),
+                    packed => {
+                        let gone = event.events() & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
+                        self.table.socket_ready(unpack(packed), gone);
+                    }
                 }
             }
             if n < events.len() {
@@ -144,6 +160,7 @@ impl Device {
                         }
                         None => &[],
                     };
+                    self.moved += data.len();
                     let header = Header {
                         local: packet.dst_port(),
                         peer: packet.src_port(),
@@ -184,6 +201,7 @@ impl Device {
                             if let Some(slice) = packet.data_slice() {
                                 slice.copy_from(&self.buffer[..n]);
                             }
+                            self.moved += n;
                             length = self.write_header(&mut packet, header, n);
                         }
                         None => nothing = true,
@@ -199,6 +217,20 @@ impl Device {
             used = true;
         }
         if used { state.signal_used_queue() } else { Ok(()) }
+    }
+
+    /// Takes the guest's memory out of our page tables. It stays what it is: the mapping is shared, and comes back on the next touch.
+    fn let_go(&mut self) {
+        let Some(memory) = &self.memory else { return };
+        for region in memory.memory().iter() {
+            // SAFETY: the range is one whole mapping that the region keeps alive; for a shared mapping MADV_DONTNEED changes no
+            // content, whoever reads or writes it meanwhile.
+            let done = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTNEED) };
+            if done < 0 {
+                log::debug!("vsock: madvise: {}", io::Error::last_os_error());
+            }
+        }
+        self.moved = 0;
     }
 
     fn write_header(&self, packet: &mut VsockPacket<'_, ()>, header: Header, n: usize) -> u32 {
@@ -218,6 +250,32 @@ impl Device {
             .set_buf_alloc(header.buf_alloc)
             .set_fwd_cnt(header.fwd_cnt);
         PKT_HEADER_SIZE as u32 + n
+    }
+}
+
+impl Device {
+    fn work(&mut self, event: u16, rx: &VringRwLock<Memory>, tx: &VringRwLock<Memory>) -> io::Result<()> {
+        if event == SOCKETS {
+            self.poll_sockets()?;
+        }
+        // With the event index a kick may be suppressed for what arrives while we work: look again after asking for kicks.
+        loop {
+            tx.disable_notification().map_err(io::Error::other)?;
+            self.take_packets(tx)?;
+            self.watch_fresh();
+            self.give_packets(rx)?;
+            if !tx.enable_notification().map_err(io::Error::other)? {
+                break;
+            }
+        }
+        // Buffers that the guest adds later are news only while something waits for them.
+        if self.table.has_output() && rx.enable_notification().map_err(io::Error::other)? {
+            self.give_packets(rx)?;
+        }
+        if self.moved >= LET_GO_AFTER {
+            self.let_go();
+        }
+        Ok(())
     }
 }
 
@@ -271,22 +329,10 @@ impl VhostUserBackendMut for Device {
 
     fn handle_event(&mut self, event: u16, _set: EventSet, vrings: &[Self::Vring], _thread: usize) -> io::Result<()> {
         let (Some(rx), Some(tx)) = (vrings.get(usize::from(RX)), vrings.get(usize::from(TX))) else { return Ok(()) };
-        if event == SOCKETS {
-            self.poll_sockets()?;
-        }
-        // With the event index a kick may be suppressed for what arrives while we work: look again after asking for kicks.
-        loop {
-            tx.disable_notification().map_err(io::Error::other)?;
-            self.take_packets(tx)?;
-            self.watch_fresh();
-            self.give_packets(rx)?;
-            if !tx.enable_notification().map_err(io::Error::other)? {
-                break;
-            }
-        }
-        // Buffers that the guest adds later are news only while something waits for them.
-        if self.table.has_output() && rx.enable_notification().map_err(io::Error::other)? {
-            self.give_packets(rx)?;
+        if let Err(error) = self.work(event, rx, tx) {
+            // The guest broke its queues. Returning the error would end this thread and leave every caller waiting.
+            log::error!("vsock: the device ends its connections: {error}");
+            self.table.clear();
         }
         Ok(())
     }

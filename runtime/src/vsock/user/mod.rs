@@ -6,17 +6,22 @@ mod table;
 use device::{Commands, Connect, Device, SOCKETS};
 use std::{
     collections::HashMap,
+    fs::File,
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 use table::Table;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -24,6 +29,9 @@ use vmm_sys_util::epoll::EventSet;
 
 /// Connections of the guest that wait to be accepted, for each port.
 const BACKLOG: usize = 128;
+
+/// How long a guest may take to answer a connection; its kernel does, so this is the time of a busy host.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 type Listeners = Arc<Mutex<HashMap<u32, mpsc::Sender<UnixStream>>>>;
 
@@ -41,9 +49,9 @@ impl std::fmt::Debug for UserVsock {
 }
 
 impl UserVsock {
-    /// Starts the device's threads; they end when the monitor closes the returned socket's other end. `path` is used while the two
-    /// halves find each other, and is gone when this returns.
-    pub fn start(path: &Path) -> io::Result<(Self, OwnedFd)> {
+    /// Starts the device's threads; they end when the monitor closes the returned socket's other end. `dir` holds a socket while the
+    /// two halves find each other.
+    pub fn start(dir: &Path) -> io::Result<(Self, OwnedFd)> {
         let commands = Arc::new(Commands::new()?);
         let listeners = Listeners::default();
         let waiting = listeners.clone();
@@ -60,19 +68,18 @@ impl UserVsock {
             handler.register_listener(sockets, EventSet::IN, u64::from(SOCKETS))?;
         }
 
-        let listener = UnixListener::bind(path)?;
-        let monitor = UnixStream::connect(path);
-        let unlinked = std::fs::remove_file(path);
-        let monitor = monitor?;
-        unlinked?;
+        let (listener, monitor) = rendezvous(dir)?;
         daemon.start(&mut Listener::from(listener)).map_err(|e| io::Error::other(e.to_string()))?;
+        let (ending, unheard) = (commands.clone(), listeners.clone());
         thread::Builder::new().name("vsock-end".into()).stack_size(128 << 10).spawn(move || {
             if let Err(error) = daemon.wait() {
                 log::debug!("vsock device: {error}");
             }
-            for handler in daemon.get_epoll_handlers() {
-                handler.send_exit_event();
-            }
+            // Whoever waits for a connection hears that there will be none.
+            ending.close();
+            unheard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            // Ends the device's thread, and with it every connection.
+            drop(daemon);
         })?;
         Ok((Self { commands, listeners }, monitor.into()))
     }
@@ -84,7 +91,11 @@ impl UserVsock {
         theirs.set_nonblocking(true)?;
         let (done, outcome) = oneshot::channel();
         self.commands.push(Connect { port, socket: theirs, answer: Box::new(|result| drop(done.send(result))) });
-        outcome.await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))??;
+        match timeout(CONNECT_LIMIT, outcome).await {
+            Ok(Ok(result)) => result?,
+            Ok(Err(_)) => return Err(io::ErrorKind::ConnectionAborted.into()),
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        }
         tokio::net::UnixStream::from_std(ours)
     }
 
@@ -94,6 +105,17 @@ impl UserVsock {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).insert(port, sender);
         UserListener(receiver)
     }
+}
+
+/// A listener and a connection that waits at it. The daemon takes only listeners; a socket in a folder of root's own is one that nobody
+/// else connects to, and by way of the folder's descriptor its path is short whatever the folder's is (`sun_path` holds 108 bytes).
+fn rendezvous(dir: &Path) -> io::Result<(UnixListener, UnixStream)> {
+    let folder = File::open(dir)?;
+    let path = format!("/proc/self/fd/{}/vsock", folder.as_raw_fd());
+    let listener = UnixListener::bind(&path)?;
+    let monitor = UnixStream::connect(&path);
+    std::fs::remove_file(&path)?;
+    Ok((listener, monitor?))
 }
 
 /// Connections of the guest to one port of the host.

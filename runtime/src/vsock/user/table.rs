@@ -73,8 +73,14 @@ struct Connection {
     sent: u32,
     /// The caller has written something, or ended, as far as we know.
     readable: bool,
-    /// We told the guest that no more comes.
-    host_done: bool,
+    /// In the queue of those with something to send.
+    queued: bool,
+    /// A credit update waits to be sent.
+    update_waits: bool,
+    /// The caller has closed its half: what is still in the socket is its last.
+    caller_gone: bool,
+    /// What we told the guest of our end, flags of [`op::SHUTDOWN`].
+    told_end: u32,
     /// The guest told us that no more comes.
     guest_done: bool,
     /// The guest takes no more.
@@ -93,7 +99,10 @@ impl Connection {
             peer_forwarded: 0,
             sent: 0,
             readable: false,
-            host_done: false,
+            queued: false,
+            update_waits: false,
+            caller_gone: false,
+            told_end: 0,
             guest_done: false,
             guest_deaf: false,
         }
@@ -104,19 +113,35 @@ impl Connection {
         self.peer_alloc.saturating_sub(self.sent.wrapping_sub(self.peer_forwarded)) as usize
     }
 
+    /// Takes bytes of the guest; false where the caller is gone or the guest has sent more than it was given room for.
+    fn take(&mut self, mut data: &[u8]) -> bool {
+        if self.pending.len() + data.len() > BUFFER as usize {
+            return false;
+        }
+        if self.pending.is_empty() {
+            match self.write(data) {
+                Some(n) => data = &data[n..],
+                None => return false,
+            }
+        }
+        self.pending.extend(data);
+        true
+    }
+
     /// Hands pending bytes to the caller; false where the caller is gone.
     fn flush(&mut self) -> bool {
         while !self.pending.is_empty() {
-            let (front, _) = self.pending.as_slices();
-            match self.socket.write(front) {
-                Ok(0) => return false,
-                Ok(n) => {
-                    self.pending.drain(..n);
-                    self.forwarded = self.forwarded.wrapping_add(n as u32);
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return true,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return false,
+            let chunk = std::mem::take(&mut self.pending);
+            let (front, back) = chunk.as_slices();
+            let written = match self.write(front) {
+                Some(n) if n == front.len() => self.write(back).map(|more| n + more),
+                other => other,
+            };
+            self.pending = chunk;
+            match written {
+                Some(0) => return true,
+                Some(n) => drop(self.pending.drain(..n)),
+                None => return false,
             }
         }
         self.pending.shrink_to(4096);
@@ -125,6 +150,32 @@ impl Connection {
             let _ = self.socket.shutdown(Shutdown::Write);
         }
         true
+    }
+
+    /// Writes as much as the caller's socket takes at once; `None` where the caller is gone.
+    fn write(&mut self, data: &[u8]) -> Option<usize> {
+        let mut written = 0;
+        while written < data.len() {
+            match self.socket.write(&data[written..]) {
+                Ok(0) => return None,
+                Ok(n) => written += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        self.forwarded = self.forwarded.wrapping_add(written as u32);
+        Some(written)
+    }
+
+    /// Neither side of the guest's end is open, and the caller has all of it.
+    fn is_over(&self) -> bool {
+        self.guest_done && self.guest_deaf && self.pending.is_empty()
+    }
+
+    /// The guest should hear of the room that the caller has made.
+    fn wants_update(&self) -> bool {
+        !self.update_waits && self.forwarded.wrapping_sub(self.told) >= BUFFER / 2
     }
 }
 
@@ -190,24 +241,21 @@ impl Table {
             }
             op::RST => return self.remove(key),
             op::RW if established && !connection.guest_done => {
-                // A guest that sends more than it was given room for is not served further.
-                if connection.pending.len() + data.len() > BUFFER as usize {
+                if !connection.take(data) {
                     return self.reset(key);
                 }
-                connection.pending.extend(data);
-                if !connection.flush() {
-                    return self.reset(key);
-                }
-                if connection.forwarded.wrapping_sub(connection.told) >= BUFFER / 2 {
-                    self.say(key, op::CREDIT_UPDATE, 0);
-                }
+                self.tell_credit(key, false);
             }
             op::CREDIT_UPDATE if established => {}
-            op::CREDIT_REQUEST if established => self.say(key, op::CREDIT_UPDATE, 0),
+            op::CREDIT_REQUEST if established => self.tell_credit(key, true),
             op::SHUTDOWN if established => {
                 connection.guest_done |= header.flags & SHUTDOWN_SEND != 0;
-                connection.guest_deaf |= header.flags & SHUTDOWN_RECEIVE != 0;
-                if !connection.flush() || (connection.guest_done && connection.guest_deaf && connection.pending.is_empty()) {
+                if header.flags & SHUTDOWN_RECEIVE != 0 {
+                    connection.guest_deaf = true;
+                    // The caller's next write fails instead of vanishing.
+                    let _ = connection.socket.shutdown(Shutdown::Read);
+                }
+                if !connection.flush() || connection.is_over() {
                     return self.reset(key);
                 }
             }
@@ -232,19 +280,22 @@ impl Table {
         self.say(key, op::RESPONSE, 0);
     }
 
-    /// Something changed at the caller's socket: it can be read, or takes more, or has ended.
-    pub(super) fn socket_ready(&mut self, key: Key) {
+    /// Something changed at the caller's socket: it can be read, or takes more, or has ended; `gone` when the caller has closed it.
+    pub(super) fn socket_ready(&mut self, key: Key, gone: bool) {
         let Some(connection) = self.connections.get_mut(&key) else { return };
-        if !connection.flush() {
-            return self.reset(key);
-        }
-        if connection.guest_done && connection.guest_deaf && connection.pending.is_empty() {
+        // A caller that gave up waiting for the guest's answer has nobody left to tell.
+        if !connection.flush() || connection.is_over() || (gone && connection.answer.is_some()) {
             return self.reset(key);
         }
         connection.readable = true;
-        if connection.forwarded.wrapping_sub(connection.told) >= BUFFER / 2 {
-            self.say(key, op::CREDIT_UPDATE, 0);
+        connection.caller_gone |= gone;
+        let told = connection.told_end;
+        if gone && told == SHUTDOWN_SEND {
+            // It closed after it had ended its own direction: the guest writes to nobody and must not wait for credit.
+            connection.told_end = SHUTDOWN_SEND | SHUTDOWN_RECEIVE;
+            self.say(key, op::SHUTDOWN, SHUTDOWN_SEND | SHUTDOWN_RECEIVE);
         }
+        self.tell_credit(key, false);
         self.wake(key);
     }
 
@@ -255,25 +306,31 @@ impl Table {
         }
         while let Some(key) = self.ready.pop_front() {
             let Some(connection) = self.connections.get_mut(&key) else { continue };
+            connection.queued = false;
             let room_here = connection.credit().min(room.len());
-            if connection.guest_deaf || !connection.readable || connection.host_done || room_here == 0 {
+            if connection.guest_deaf || !connection.readable || connection.told_end != 0 || room_here == 0 {
                 continue;
             }
             match connection.socket.read(&mut room[..room_here]) {
                 Ok(0) => {
-                    connection.host_done = true;
-                    return Some((self.stamp(header(key, op::SHUTDOWN, SHUTDOWN_SEND)), 0));
+                    connection.told_end = if connection.caller_gone { SHUTDOWN_SEND | SHUTDOWN_RECEIVE } else { SHUTDOWN_SEND };
+                    let flags = connection.told_end;
+                    return Some((self.stamp(header(key, op::SHUTDOWN, flags)), 0));
                 }
                 Ok(n) => {
                     connection.sent = connection.sent.wrapping_add(n as u32);
                     // Behind the others, so that one busy stream does not starve them.
+                    connection.queued = true;
                     self.ready.push_back(key);
                     return Some((self.stamp(header(key, op::RW, 0)), n));
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     connection.readable = false;
                 }
-                Err(e) if e.kind() == ErrorKind::Interrupted => self.ready.push_front(key),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {
+                    connection.queued = true;
+                    self.ready.push_front(key);
+                }
                 Err(_) => {
                     self.remove(key);
                     return Some((self.stamp(header(key, op::RST, 0)), 0));
@@ -294,9 +351,29 @@ impl Table {
         self.fresh.drain(..).filter_map(|key| Some((key, connections.get(&key)?.socket.as_raw_fd())))
     }
 
+    /// Ends every connection, those that wait for an answer too.
+    pub(super) fn clear(&mut self) {
+        self.connections.clear();
+        self.control.clear();
+        self.ready.clear();
+    }
+
     fn wake(&mut self, key: Key) {
-        if self.connections.get(&key).is_some_and(|c| c.readable && c.answer.is_none()) && !self.ready.contains(&key) {
-            self.ready.push_back(key);
+        if let Some(connection) = self.connections.get_mut(&key) {
+            if connection.readable && connection.answer.is_none() && !connection.queued {
+                connection.queued = true;
+                self.ready.push_back(key);
+            }
+        }
+    }
+
+    /// Tells the guest how much more it may send: when that is news, or when it asks.
+    fn tell_credit(&mut self, key: Key, asked: bool) {
+        if let Some(connection) = self.connections.get_mut(&key) {
+            if connection.wants_update() || (asked && !connection.update_waits) {
+                connection.update_waits = true;
+                self.say(key, op::CREDIT_UPDATE, 0);
+            }
         }
     }
 
@@ -327,6 +404,7 @@ impl Table {
             header.buf_alloc = BUFFER;
             header.fwd_cnt = connection.forwarded;
             connection.told = connection.forwarded;
+            connection.update_waits = false;
         }
         header
     }

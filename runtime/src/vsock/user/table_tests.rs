@@ -48,7 +48,7 @@ fn bytes_go_both_ways() {
     assert_eq!(&seen[..n], b"from the guest");
 
     caller.write_all(b"from the host").unwrap();
-    bed.table.socket_ready((1025, GUEST));
+    bed.table.socket_ready((1025, GUEST), false);
     assert_eq!(bed.next(), Some((op::RW, b"from the host".to_vec())));
     assert_eq!(bed.next(), None);
 }
@@ -58,7 +58,7 @@ fn the_guest_is_sent_no_more_than_it_has_room_for() {
     let mut bed = bed();
     let mut caller = bed.accepted();
     caller.write_all(&[7; 100]).unwrap();
-    bed.table.socket_ready((1025, GUEST));
+    bed.table.socket_ready((1025, GUEST), false);
     assert_eq!(bed.next().unwrap().1.len(), 64);
     assert_eq!(bed.next(), None);
     let header = Header { local: 1025, peer: GUEST, op: op::CREDIT_UPDATE, flags: 0, buf_alloc: 64, fwd_cnt: 64 };
@@ -91,12 +91,82 @@ fn the_end_of_one_direction_leaves_the_other() {
 
     caller.write_all(b"answer").unwrap();
     caller.shutdown(Shutdown::Write).unwrap();
-    bed.table.socket_ready((1025, GUEST));
+    bed.table.socket_ready((1025, GUEST), false);
     assert_eq!(bed.next(), Some((op::RW, b"answer".to_vec())));
     assert_eq!(bed.next(), Some((op::SHUTDOWN, vec![])));
     bed.guest(1025, op::SHUTDOWN, SHUTDOWN_SEND | SHUTDOWN_RECEIVE, b"");
     assert_eq!(bed.next(), Some((op::RST, vec![])));
     assert!(bed.table.connections.is_empty());
+}
+
+/// The flags of the next packet, which is a SHUTDOWN.
+fn next_end(bed: &mut Bed) -> u32 {
+    let (header, _) = bed.table.to_guest(&mut [0; 64]).unwrap();
+    assert_eq!(header.op, op::SHUTDOWN);
+    header.flags
+}
+
+#[test]
+fn a_caller_that_closes_ends_both_directions_after_its_last_bytes() {
+    let mut bed = bed();
+    let mut caller = bed.accepted();
+    caller.write_all(b"last").unwrap();
+    drop(caller);
+    bed.table.socket_ready((1025, GUEST), true);
+    assert_eq!(bed.next(), Some((op::RW, b"last".to_vec())));
+    assert_eq!(next_end(&mut bed), SHUTDOWN_SEND | SHUTDOWN_RECEIVE);
+}
+
+#[test]
+fn a_caller_that_closes_after_its_end_of_file_is_reported_again() {
+    let mut bed = bed();
+    let caller = bed.accepted();
+    caller.shutdown(Shutdown::Write).unwrap();
+    bed.table.socket_ready((1025, GUEST), false);
+    assert_eq!(next_end(&mut bed), SHUTDOWN_SEND);
+    drop(caller);
+    bed.table.socket_ready((1025, GUEST), true);
+    assert_eq!(next_end(&mut bed), SHUTDOWN_SEND | SHUTDOWN_RECEIVE);
+    bed.table.socket_ready((1025, GUEST), true);
+    assert_eq!(bed.next(), None);
+}
+
+#[test]
+fn a_caller_that_no_longer_waits_takes_its_request_back() {
+    let mut bed = bed();
+    let (ours, _) = UnixStream::pair().unwrap();
+    bed.table.connect(GUEST, ours, Box::new(drop));
+    assert_eq!(bed.next().unwrap().0, op::REQUEST);
+    bed.table.socket_ready((FIRST_EPHEMERAL, GUEST), true);
+    assert_eq!(bed.next().unwrap().0, op::RST);
+    assert!(bed.table.connections.is_empty());
+}
+
+#[test]
+fn a_slow_caller_holds_the_guest_back_and_loses_nothing() {
+    let mut bed = bed();
+    let mut caller = bed.accepted();
+    let sent: Vec<u8> = (0..300_000_u32).map(|n| (n / 7) as u8).collect();
+    let (mut seen, mut at, mut told) = (Vec::new(), 0, 0_u32);
+    while seen.len() < sent.len() {
+        // As a driver does: no more than the device has said that it takes.
+        let room = (BUFFER as usize).saturating_sub(at - told as usize);
+        let end = (at + room.min(3000)).min(sent.len());
+        if end > at {
+            bed.guest(1025, op::RW, 0, &sent[at..end]);
+            at = end;
+        } else {
+            let mut chunk = [0; 5000];
+            let n = caller.read(&mut chunk).unwrap();
+            seen.extend_from_slice(&chunk[..n]);
+            bed.table.socket_ready((1025, GUEST), false);
+        }
+        while let Some((header, _)) = bed.table.to_guest(&mut [0; 64]) {
+            assert_eq!(header.op, op::CREDIT_UPDATE);
+            told = header.fwd_cnt;
+        }
+    }
+    assert_eq!(seen, sent);
 }
 
 #[test]
