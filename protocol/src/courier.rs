@@ -87,7 +87,9 @@ mod tests {
     #[test]
     fn hostile_requests_are_refused() {
         let long = format!("CONNECT {}:1", "a".repeat(300));
-        for text in ["", "GET", "GET sha256:../../x", "GET sha512:00", "PUT x", "CONNECT x", "CONNECT x:0", "CONNECT :1", "CONNECT a b:1", &long] {
+        for text in
+            ["", "GET", "GET sha256:../../x", "GET sha512:00", "PUT x", "CONNECT x", "CONNECT x:0", "CONNECT :1", "CONNECT a b:1", &long]
+        {
             assert!(Request::parse(text).is_err(), "{text:?}");
         }
     }

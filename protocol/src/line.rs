@@ -50,11 +50,7 @@ pub async fn read_line<R: AsyncRead + Unpin>(reader: &mut R) -> Result<String, L
 
 /// Writes `line` and a newline. What is not printable ASCII is replaced by `?`, what is too long is cut.
 pub async fn write_line<W: AsyncWrite + Unpin>(writer: &mut W, line: &str) -> Result<(), LineError> {
-    let mut bytes: Vec<u8> = line
-        .chars()
-        .map(|c| if c.is_ascii_graphic() || c == ' ' { c as u8 } else { b'?' })
-        .take(MAX_LINE)
-        .collect();
+    let mut bytes: Vec<u8> = line.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c as u8 } else { b'?' }).take(MAX_LINE).collect();
     bytes.push(b'\n');
     writer.write_all(&bytes).await?;
     Ok(writer.flush().await?)
