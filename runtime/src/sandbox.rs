@@ -37,6 +37,8 @@ const GONE: Duration = Duration::from_secs(10);
 const DYING: Duration = Duration::from_secs(2);
 /// How long the agent may take for CreateSandbox: it verifies nothing in it, it only reads.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the end of a sandbox waits for what the agent says of itself.
+const INFO_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a sandbox is to be.
 #[derive(Debug, Clone, Default)]
@@ -160,6 +162,7 @@ impl Sandbox {
 
     async fn boot_recorded(config: &Config, spec: SandboxSpec, mut record: Record) -> Result<Self, SandboxError> {
         let id = spec.id.clone();
+        let mut since = Instant::now();
         let vsock_error = |source| SandboxError::Vsock { id: id.clone(), source };
         let qemu = Qemu { program: vmm::find_program(&config.vmm.qemu)? };
         let kernel = vmm::find_guest_file("guest.kernel", &config.guest.kernel)?;
@@ -191,6 +194,7 @@ impl Sandbox {
         };
         let process = Process::spawn(&id, qemu.command(launch))?;
         record.note_vmm(process.pid())?;
+        log_stage(&id, "qemu", &mut since);
 
         let courier = Arc::new(Courier::new(&id, &config.courier.allow));
         let mut tasks = JoinSet::new();
@@ -204,6 +208,7 @@ impl Sandbox {
             exit = process.exited() => return Err(SandboxError::Died { id, exit }),
             () = tokio::time::sleep(Duration::from_secs(seconds)) => return Err(SandboxError::Silent { id, seconds }),
         };
+        log_stage(&id, "boot", &mut since);
         tasks.spawn(log_guest(id.clone(), log_lines));
         let rpc = match vsock.connect(guest_port::RPC).await {
             Ok(rpc) => rpc,
@@ -212,6 +217,7 @@ impl Sandbox {
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
         let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, courier, agent, _tasks: tasks };
         sandbox.create(spec, network).await?;
+        log_stage(&sandbox.id, "sandbox", &mut since);
         Ok(sandbox)
     }
 
@@ -272,12 +278,24 @@ impl Sandbox {
         self.process.exited()
     }
 
+    /// What the agent says of itself, for the benchmark and for whoever asks where the time of a boot went.
+    async fn log_guest_info(&self) {
+        if !log::log_enabled!(log::Level::Debug) {
+            return;
+        }
+        let context = ttrpc::context::with_duration(INFO_TIMEOUT);
+        let Ok(info) = self.agent.guest_info(context, &api::Empty::new()).await else { return };
+        let marks: Vec<String> = info.boot.iter().map(|mark| format!("{} {}", mark.name, mark.micros)).collect();
+        log::debug!(sandbox = self.id, agent_rss_kib = info.agent_rss_kib, boot_micros = marks.join(", "); "guest");
+    }
+
     /// Ends the VM: the agent first, then by force; and removes all that was made for the sandbox.
     pub async fn stop(&self) -> Result<(), RecordError> {
         let exited = self.process.exited();
         tokio::pin!(exited);
         let context = ttrpc::context::with_duration(GRACE);
         let asked = async {
+            self.log_guest_info().await;
             // The answer may be cut off by the end of the machine; the end is what counts.
             let _ = self.agent.shutdown_sandbox(context, &api::Empty::new()).await;
             exited.as_mut().await
@@ -291,6 +309,13 @@ impl Sandbox {
         }
         remove_blocking(self.state_dir.clone(), self.id.clone()).await
     }
+}
+
+/// Where the time of a start goes, for the log and for `make demo`.
+fn log_stage(id: &str, stage: &str, since: &mut Instant) {
+    let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    log::info!(sandbox = id, stage = stage, micros = micros; "started");
+    *since = Instant::now();
 }
 
 /// Removes everything of a sandbox from its record alone; what is gone already is no error.
