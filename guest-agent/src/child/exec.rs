@@ -3,7 +3,7 @@
 //! Not by libcontainer's tenant builder: that one leaves out the container's system call filter. The order is runc's: cgroup, namespaces,
 //! fork into the pid namespace, terminal, ids, capabilities, filter, exec.
 
-use super::ExecJob;
+use super::{ExecJob, program::Program};
 use libcontainer::{capabilities, seccomp, syscall::syscall::create_syscall, tty};
 use nix::{
     sys::{
@@ -14,11 +14,10 @@ use nix::{
 };
 use oci_spec::runtime::{PosixRlimitType, Process};
 use std::{
-    ffi::CString,
     fs, io,
     os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
-    path::{Path, PathBuf},
+    os::unix::net::UnixStream,
+    path::Path,
 };
 
 /// Longest error text of the new process.
@@ -77,18 +76,10 @@ fn open_init(job: &ExecJob) -> Result<OwnedFd, String> {
     if own { Ok(fd) } else { Err("the container has ended".to_owned()) }
 }
 
-/// Never comes back but with the reason of its failure.
+/// Comes back only with the reason of its failure.
 fn become_process(job: &ExecJob, console: Option<UnixStream>) -> String {
-    match prepare(job, console) {
-        Ok((program, args, env)) => {
-            let Err(e) = nix::unistd::execve(&program, &args, &env);
-            format!("exec {}: {e}", program.to_string_lossy())
-        }
-        Err(e) => e,
-    }
+    prepare(job, console).map_or_else(|e| e, |program| program.exec())
 }
-
-type Program = (CString, Vec<CString>, Vec<CString>);
 
 fn prepare(job: &ExecJob, console: Option<UnixStream>) -> Result<Program, String> {
     let process = &job.process;
@@ -122,15 +113,11 @@ fn prepare(job: &ExecJob, console: Option<UnixStream>) -> Result<Program, String
     if let Some(sets) = process.capabilities() {
         capabilities::drop_privileges(sets, syscall.as_ref()).map_err(|e| super::chain(&e))?;
     }
-    let program = find_program(process)?;
+    let program = Program::find(process)?;
     if late {
         filter()?;
     }
-    let strings = |list: &Option<Vec<String>>| -> Result<Vec<CString>, String> {
-        list.iter().flatten().map(|s| CString::new(s.as_str()).map_err(|_| "a string holds a NUL".to_owned())).collect()
-    };
-    let program = CString::new(program.into_os_string().into_encoded_bytes()).map_err(|_| "a path holds a NUL".to_owned())?;
-    Ok((program, strings(process.args())?, strings(process.env())?))
+    Ok(program)
 }
 
 fn set_ids(process: &Process) -> Result<(), String> {
@@ -153,20 +140,6 @@ fn close_on_exec_from_3() -> Result<(), String> {
     // SAFETY: close_range(2) takes three integers; descriptors are only marked.
     let done = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if done < 0 { Err(format!("close_range: {}", io::Error::last_os_error())) } else { Ok(()) }
-}
-
-/// The program's path, looked for in the process's own PATH.
-fn find_program(process: &Process) -> Result<PathBuf, String> {
-    let name = process.args().as_ref().and_then(|args| args.first()).ok_or("no command")?;
-    if name.contains('/') {
-        return Ok(name.into());
-    }
-    let path = process.env().iter().flatten().find_map(|e| e.strip_prefix("PATH=")).unwrap_or_default();
-    let runs = |file: &PathBuf| fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
-    path.split(':')
-        .map(|dir| Path::new(if dir.is_empty() { "." } else { dir }).join(name))
-        .find(runs)
-        .ok_or_else(|| format!("exec: {name:?}: executable file not found in $PATH"))
 }
 
 fn set_limits(process: &Process) -> Result<(), String> {
@@ -207,27 +180,13 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn process(args: &[&str], path: &str) -> Process {
-        let env = [format!("PATH={path}")];
-        serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": args, "env": env})).unwrap()
-    }
-
-    #[test]
-    fn programs_are_found_in_the_processs_path() {
-        assert_eq!(find_program(&process(&["sh"], "/none:/bin")).unwrap(), Path::new("/bin/sh"));
-        assert_eq!(find_program(&process(&["./x"], "/bin")).unwrap(), Path::new("./x"));
-        let error = find_program(&process(&["no-such-program"], "/bin")).unwrap_err();
-        assert!(error.contains("no-such-program"), "{error}");
-        assert!(find_program(&process(&[], "/bin")).is_err());
-    }
-
     #[test]
     fn a_process_of_another_cgroup_is_not_the_container() {
         let job = ExecJob {
             init_pid: std::process::id(),
             cgroup: "/cloister/c1".into(),
             cgroup_dir: "/none".into(),
-            process: process(&["sh"], "/bin"),
+            process: serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"]})).unwrap(),
             seccomp: None,
             console: None,
         };

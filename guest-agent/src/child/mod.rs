@@ -5,6 +5,7 @@
 
 mod create;
 mod exec;
+mod program;
 
 use crate::boot::power;
 use serde::{Deserialize, Serialize};

@@ -136,16 +136,21 @@ pub fn process(derived: &Derived, host: &Process) -> Result<Process, OciSpecErro
     let mut user: User =
         UserBuilder::default().uid(derived.ids.uid).gid(derived.ids.gid).additional_gids(derived.ids.groups.clone()).build()?;
     user.set_umask(host.user().umask().filter(|mask| *mask <= 0o777));
+    let mut env = derived.env.clone();
+    if !env.iter().any(|e| e.starts_with("HOME=")) {
+        env.push(format!("HOME={}", derived.home));
+    }
     let mut process = ProcessBuilder::default()
         .terminal(host.terminal().unwrap_or(false))
         .user(user)
         .args(derived.args.clone())
-        .env(derived.env.clone())
+        .env(env)
         .cwd(&derived.cwd)
         .capabilities(host.capabilities().clone().unwrap_or_else(default_capabilities))
         .rlimits(host.rlimits().clone().unwrap_or_default())
         .oom_score_adj(host.oom_score_adj().unwrap_or(0).clamp(MIN_OOM_SCORE, 1000))
         .build()?;
+    process.set_console_size(host.console_size());
     // An unset and a false flag differ for libcontainer: they decide when the system call filter is installed.
     process.set_no_new_privileges(host.no_new_privileges().filter(|set| *set));
     Ok(process)

@@ -95,7 +95,8 @@ impl Containers {
         });
         let mut workspace = mounted.await.map_err(|e| ContainerError::State(format!("root file system: {e}")))??;
         let root = InRoot::open(&workspace.rootfs()).map_err(ContainerError::io("open root"))?;
-        let derived = derive::derive(&image.process, &host, &accounts(&root)?, sandbox.hostname())?;
+        let accounts = read_accounts(&root)?;
+        let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
         sandbox.policy().overrides(&derived.overrides)?;
         complete_root(&root, &derived, sandbox.hostname())?;
         stages.end("rootfs");
@@ -136,6 +137,7 @@ impl Containers {
             directory: workspace.directory.clone(),
             writable: workspace.writable.clone(),
             derived,
+            accounts,
             seccomp: host.seccomp,
             cgroup: Cgroup::of(&workspace.name),
             init: process,
@@ -150,7 +152,7 @@ impl Containers {
     }
 }
 
-fn accounts(root: &InRoot) -> Result<Accounts, ContainerError> {
+fn read_accounts(root: &InRoot) -> Result<Accounts, ContainerError> {
     let read = |path: &str| root.read(path).map(Option::unwrap_or_default).map_err(ContainerError::io(path));
     Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
 }
@@ -179,6 +181,6 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("etc/hosts")).unwrap(), "own");
         assert_eq!(fs::read_to_string(dir.path().join("etc/hostname")).unwrap(), "pod\n");
         assert!(dir.path().join("srv/app").is_dir());
-        assert!(accounts(&root).unwrap().passwd.is_empty());
+        assert!(read_accounts(&root).unwrap().passwd.is_empty());
     }
 }

@@ -69,6 +69,8 @@ pub struct Derived {
     pub cwd: String,
     /// User and groups.
     pub ids: Ids,
+    /// The user's home directory, for a HOME that nobody sets.
+    pub home: String,
     /// What the host changed.
     pub overrides: Overrides,
 }
@@ -119,11 +121,12 @@ pub fn derive(image: &ImageProcess, host: &HostSpec, accounts: &Accounts, hostna
     overrides.user = user;
     overrides.capabilities = extra_capabilities(&host.capabilities());
     overrides.mounts = host.tmpfs.iter().map(|(destination, _)| destination.clone()).collect();
-    Ok(Derived { args, env, cwd, ids, overrides })
+    let home = users::home(ids.uid, &accounts.passwd).to_owned();
+    Ok(Derived { args, env, cwd, ids, home, overrides })
 }
 
 /// Derives the process of an exec from the container's own: what differs is an override; its command line is asked about by itself.
-pub fn derive_exec(container: &Derived, process: &Process) -> Result<Derived, DeriveError> {
+pub fn derive_exec(container: &Derived, process: &Process, accounts: &Accounts) -> Result<Derived, DeriveError> {
     let mut overrides = Overrides { terminal: process.terminal().unwrap_or(false), ..Overrides::default() };
     let args = process.args().clone().unwrap_or_default();
     if args.first().is_none_or(String::is_empty) {
@@ -142,7 +145,8 @@ pub fn derive_exec(container: &Derived, process: &Process) -> Result<Derived, De
     overrides.user = user;
     overrides.capabilities =
         extra_capabilities(&process.capabilities().as_ref().map(super::host_spec::all_capabilities).unwrap_or_default());
-    Ok(Derived { args, env, cwd, ids, overrides })
+    let home = users::home(ids.uid, &accounts.passwd).to_owned();
+    Ok(Derived { args, env, cwd, ids, home, overrides })
 }
 
 /// The capability sets that a runtime gives by default.
@@ -334,13 +338,13 @@ mod tests {
         let process = |value: Value| -> Process { serde_json::from_value(value).unwrap() };
         let same =
             process(json!({"user": {"uid": 1000, "gid": 1000}, "args": ["id"], "env": ["MODE=prod"], "cwd": "/srv", "capabilities": {}}));
-        let derived = derive_exec(&container, &same).unwrap();
+        let derived = derive_exec(&container, &same, &accounts()).unwrap();
         assert_eq!(derived.overrides, Overrides::default());
         assert_eq!(derived.args, ["id"]);
         let other = process(json!({"user": {"uid": 0, "gid": 0}, "args": ["id"], "env": ["X=1"], "cwd": "/"}));
-        let derived = derive_exec(&container, &other).unwrap();
+        let derived = derive_exec(&container, &other, &accounts()).unwrap();
         assert_eq!(derived.overrides.user.as_deref(), Some("0:0"));
         assert_eq!((derived.overrides.env.len(), derived.overrides.cwd.as_deref()), (1, Some("/")));
-        assert!(derive_exec(&container, &process(json!({"user": {"uid": 0, "gid": 0}, "args": [], "cwd": "/"}))).is_err());
+        assert!(derive_exec(&container, &process(json!({"user": {"uid": 0, "gid": 0}, "args": [], "cwd": "/"})), &accounts()).is_err());
     }
 }

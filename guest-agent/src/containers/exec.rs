@@ -39,7 +39,7 @@ impl Containers {
             return Err(ContainerError::State(format!("container {} is not running", container.id)));
         }
         let host = parse_process(&request.process)?;
-        let derived = derive_exec(&container.derived, &host)?;
+        let derived = derive_exec(&container.derived, &host, &container.accounts)?;
         sandbox.policy().exec(&derived.args)?;
         sandbox.policy().overrides(&derived.overrides)?;
         let oci = bundle::process(&derived, &host).map_err(|e| LaunchError::Failed(e.to_string()))?;

@@ -21,7 +21,7 @@ pub use error::ContainerError;
 
 use crate::reaper::Reaper;
 use cgroup::Cgroup;
-use derive::Derived;
+use derive::{Accounts, Derived};
 use launch::Pipes;
 use libcontainer::notify_socket::NOTIFY_FILE;
 use log::{info, warn};
@@ -61,6 +61,7 @@ pub struct Container {
     /// What it writes, on scratch.
     writable: PathBuf,
     derived: Derived,
+    accounts: Accounts,
     seccomp: Option<LinuxSeccomp>,
     cgroup: Cgroup,
     init: Process,

@@ -50,6 +50,12 @@ pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<Ids, UserError> 
     Ok(Ids { uid, gid, groups: Vec::new() })
 }
 
+/// The home directory of `uid`, as HOME is to have it; `/` where the image does not know the user.
+pub fn home(uid: u32, passwd: &str) -> &str {
+    let entry = passwd.lines().filter_map(PasswdEntry::parse).find(|entry| entry.uid == uid);
+    entry.map(|entry| entry.home).filter(|home| home.starts_with('/') && !home.contains('\0')).unwrap_or("/")
+}
+
 fn supplementary(groups: &[GroupEntry<'_>], name: Option<&str>, primary: u32) -> Vec<u32> {
     let Some(name) = name else { return Vec::new() };
     let member = |g: &&GroupEntry<'_>| g.gid != primary && g.members.split(',').any(|m| m == name);
@@ -64,6 +70,7 @@ struct PasswdEntry<'a> {
     name: &'a str,
     uid: u32,
     gid: u32,
+    home: &'a str,
 }
 
 impl<'a> PasswdEntry<'a> {
@@ -72,7 +79,7 @@ impl<'a> PasswdEntry<'a> {
         let name = fields.next().filter(|n| !n.is_empty())?;
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
-        Some(Self { name, uid, gid })
+        Some(Self { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
     }
 }
 
@@ -118,6 +125,13 @@ mod tests {
         assert_eq!(resolve("4242", "", ""), ids(4242, 0, &[]));
         assert_eq!(resolve("4242:4343", PASSWD, GROUP), ids(4242, 4343, &[]));
         assert_eq!(resolve("", "", ""), ids(0, 0, &[]));
+    }
+
+    #[test]
+    fn homes_are_the_images() {
+        assert_eq!([home(0, PASSWD), home(1000, PASSWD), home(7, PASSWD)], ["/root", "/home/app", "/"]);
+        assert_eq!(home(1, "x:x:1:1::relative:/bin/sh"), "/");
+        assert_eq!(home(1, "x:x:1:1"), "/");
     }
 
     #[test]
