@@ -1,6 +1,10 @@
 //! The virtqueues of the vsock device: packets out of the guest's memory into the [`Table`], and back.
 
-use super::table::{Answer, Header, Key, Table, is_for_host};
+use super::{
+    packet::{HEADER_LEN, MAX_DATA, Packet, TYPE_STREAM},
+    table::{Answer, Header, Key, Table, op},
+};
+use crate::rate::Rate;
 use std::{
     io,
     ops::Deref,
@@ -9,12 +13,12 @@ use std::{
         unix::net::UnixStream,
     },
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VringRwLock, VringT};
 use virtio_bindings::bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use virtio_queue::{QueueOwnedT, QueueT};
-use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
@@ -31,10 +35,6 @@ const QUEUES: usize = 3;
 const QUEUE_SIZE: usize = 1024;
 /// Token of our own epoll descriptor within the daemon's; above those that it keeps for itself.
 pub(super) const SOCKETS: u16 = QUEUES as u16 + 1;
-/// `VIRTIO_VSOCK_TYPE_STREAM`.
-const TYPE_STREAM: u16 = 1;
-/// Largest packet in either direction, `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` of Linux.
-const MAX_PACKET: usize = 64 << 10;
 /// What our epoll descriptor carries for the wake-up of new commands; no connection has port 0 on both sides.
 const WAKE: u64 = 0;
 /// After moving so many bytes, we let go of the guest's pages: each that we touched counts as ours until then.
@@ -84,9 +84,10 @@ pub(super) struct Device {
     commands: Arc<Commands>,
     sockets: Epoll,
     memory: Option<Memory>,
-    buffer: Vec<u8>,
+    buffer: Box<[u8; MAX_DATA]>,
     /// Bytes moved since the guest's pages were let go of.
     moved: usize,
+    rate: Rate,
     exit: Option<(EventConsumer, EventNotifier)>,
 }
 
@@ -101,8 +102,9 @@ impl Device {
             commands,
             sockets,
             memory: None,
-            buffer: vec![0; MAX_PACKET],
+            buffer: Box::new([0; MAX_DATA]),
             moved: 0,
+            rate: Rate::new(Instant::now()),
             exit: Some(exit),
         })
     }
@@ -149,38 +151,33 @@ impl Device {
         let memory = memory.memory();
         let mut used = false;
         let mut state = vring.get_mut();
-        while let Some(mut chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) {
+        // In batches, so that a guest that never stops sending is still answered.
+        for _ in 0..QUEUE_SIZE {
+            let Some(chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) else { break };
             let head = chain.head_index();
-            match VsockPacket::from_tx_virtq_chain(memory.deref(), &mut chain, MAX_PACKET as u32) {
-                Ok(packet) => {
-                    let data = match packet.data_slice() {
-                        Some(slice) => {
-                            let n = slice.copy_to(&mut self.buffer[..]);
-                            &self.buffer[..n.min(packet.len() as usize)]
-                        }
-                        None => &[],
-                    };
-                    self.moved += data.len();
-                    let header = Header {
-                        local: packet.dst_port(),
-                        peer: packet.src_port(),
-                        op: packet.op(),
-                        flags: packet.flags(),
-                        buf_alloc: packet.buf_alloc(),
-                        fwd_cnt: packet.fwd_cnt(),
-                    };
-                    if packet.type_() == TYPE_STREAM && is_for_host(packet.dst_cid()) && packet.src_cid() == self.guest_cid {
-                        self.table.from_guest(header, data);
-                    } else {
-                        log::debug!("vsock: packet of another type or address dropped");
-                    }
+            let packet = chain.reader(memory.deref()).map_err(io::Error::other);
+            match packet.and_then(|mut reader| Packet::read(&mut reader, &mut self.buffer)) {
+                Ok((packet, data)) => {
+                    self.moved += data.unwrap_or_default();
+                    self.packet(packet, data);
                 }
-                Err(error) => log::warn!("vsock: malformed packet from the guest: {error}"),
+                Err(error) => complain(&mut self.rate, &format!("malformed packet: {error}")),
             }
             state.add_used(head, 0).map_err(io::Error::other)?;
             used = true;
         }
         if used { state.signal_used_queue() } else { Ok(()) }
+    }
+
+    fn packet(&mut self, packet: Packet, data: Option<usize>) {
+        if packet.kind != TYPE_STREAM || packet.host_cid != u64::from(protocol::HOST_CID) || packet.guest_cid != self.guest_cid {
+            return complain(&mut self.rate, "packet of another type or address");
+        }
+        match data {
+            Some(len) => self.table.receive(packet.header, &self.buffer[..len]),
+            // Its connection has a hole now: it ends.
+            None => self.table.receive(Header { op: op::INVALID, ..packet.header }, &[]),
+        }
     }
 
     fn give_packets(&mut self, vring: &VringRwLock<Memory>) -> io::Result<()> {
@@ -189,25 +186,30 @@ impl Device {
         let mut used = false;
         let mut state = vring.get_mut();
         while self.table.has_output() {
-            let Some(mut chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) else { break };
+            let Some(chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) else { break };
             let head = chain.head_index();
             let mut length = 0;
             let mut nothing = false;
-            match VsockPacket::from_rx_virtq_chain(memory.deref(), &mut chain, MAX_PACKET as u32) {
-                Ok(mut packet) => {
-                    let room = packet.data_slice().map_or(0, |slice| slice.len()).min(MAX_PACKET);
-                    match self.table.to_guest(&mut self.buffer[..room]) {
+            match chain.writer(memory.deref()) {
+                Ok(mut writer) if writer.available_bytes() >= HEADER_LEN => {
+                    let room = (writer.available_bytes() - HEADER_LEN).min(MAX_DATA);
+                    match self.table.next_packet(&mut self.buffer[..room]) {
                         Some((header, n)) => {
-                            if let Some(slice) = packet.data_slice() {
-                                slice.copy_from(&self.buffer[..n]);
-                            }
                             self.moved += n;
-                            length = self.write_header(&mut packet, header, n);
+                            let packet = Packet {
+                                guest_cid: self.guest_cid,
+                                host_cid: protocol::HOST_CID.into(),
+                                kind: TYPE_STREAM,
+                                len: n as u32,
+                                header,
+                            };
+                            length = packet.write(&self.buffer[..n], &mut writer)?;
                         }
                         None => nothing = true,
                     }
                 }
-                Err(error) => log::warn!("vsock: malformed buffer of the guest: {error}"),
+                Ok(_) => complain(&mut self.rate, "a buffer that is too small for a header"),
+                Err(error) => complain(&mut self.rate, &format!("malformed buffer: {error}")),
             }
             if nothing {
                 state.get_queue_mut().go_to_previous_position();
@@ -232,25 +234,6 @@ impl Device {
         }
         self.moved = 0;
     }
-
-    fn write_header(&self, packet: &mut VsockPacket<'_, ()>, header: Header, n: usize) -> u32 {
-        if packet.set_header_from_raw(&[0; PKT_HEADER_SIZE]).is_err() {
-            return 0;
-        }
-        let n = n as u32;
-        packet
-            .set_src_cid(protocol::HOST_CID.into())
-            .set_dst_cid(self.guest_cid)
-            .set_src_port(header.local)
-            .set_dst_port(header.peer)
-            .set_len(n)
-            .set_type(TYPE_STREAM)
-            .set_op(header.op)
-            .set_flags(header.flags)
-            .set_buf_alloc(header.buf_alloc)
-            .set_fwd_cnt(header.fwd_cnt);
-        PKT_HEADER_SIZE as u32 + n
-    }
 }
 
 impl Device {
@@ -259,7 +242,12 @@ impl Device {
             self.poll_sockets()?;
         }
         // With the event index a kick may be suppressed for what arrives while we work: look again after asking for kicks.
+        let mut again = false;
         loop {
+            if again {
+                self.poll_sockets()?;
+            }
+            again = true;
             tx.disable_notification().map_err(io::Error::other)?;
             self.take_packets(tx)?;
             self.watch_fresh();
@@ -276,6 +264,13 @@ impl Device {
             self.let_go();
         }
         Ok(())
+    }
+}
+
+/// A guest can be wrong as often as it likes; the log holds some of it.
+fn complain(rate: &mut Rate, what: &str) {
+    if let Some(held_back) = rate.pass(Instant::now()) {
+        log::warn!(held_back; "vsock: from the guest: {what}");
     }
 }
 
@@ -337,3 +332,7 @@ impl VhostUserBackendMut for Device {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! A vsock device that we serve ourselves (vhost-user), for hosts whose kernel has no `/dev/vhost-vsock`.
 
 mod device;
+mod packet;
 mod table;
 
 use device::{Commands, Connect, Device, SOCKETS};

@@ -13,8 +13,6 @@ use std::{
     },
 };
 
-/// `VMADDR_CID_HOST`.
-const HOST_CID: u64 = 2;
 /// Most connections of one guest.
 const MAX_CONNECTIONS: usize = 1024;
 /// What we hold of one connection for a caller that does not read, in bytes.
@@ -26,6 +24,7 @@ const FIRST_EPHEMERAL: u32 = 1 << 30;
 
 /// Operations, `enum virtio_vsock_op` of linux/virtio_vsock.h.
 pub(super) mod op {
+    pub(crate) const INVALID: u16 = 0;
     pub(crate) const REQUEST: u16 = 1;
     pub(crate) const RESPONSE: u16 = 2;
     pub(crate) const RST: u16 = 3;
@@ -219,7 +218,7 @@ impl Table {
     }
 
     /// A packet of the guest.
-    pub(super) fn from_guest(&mut self, header: Header, data: &[u8]) {
+    pub(super) fn receive(&mut self, header: Header, data: &[u8]) {
         let key = (header.local, header.peer);
         if header.op == op::REQUEST {
             return self.request(key, header);
@@ -300,7 +299,7 @@ impl Table {
     }
 
     /// The next packet for the guest, its data in `room`. `None` where there is nothing to say.
-    pub(super) fn to_guest(&mut self, room: &mut [u8]) -> Option<(Header, usize)> {
+    pub(super) fn next_packet(&mut self, room: &mut [u8]) -> Option<(Header, usize)> {
         if let Some(header) = self.control.pop_front() {
             return Some((self.stamp(header), 0));
         }
@@ -340,7 +339,7 @@ impl Table {
         None
     }
 
-    /// Whether [`Table::to_guest`] may have something.
+    /// Whether [`Table::next_packet`] may have something.
     pub(super) fn has_output(&self) -> bool {
         !self.control.is_empty() || !self.ready.is_empty()
     }
@@ -359,21 +358,23 @@ impl Table {
     }
 
     fn wake(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(&key) {
-            if connection.readable && connection.answer.is_none() && !connection.queued {
-                connection.queued = true;
-                self.ready.push_back(key);
-            }
+        if let Some(connection) = self.connections.get_mut(&key)
+            && connection.readable
+            && connection.answer.is_none()
+            && !connection.queued
+        {
+            connection.queued = true;
+            self.ready.push_back(key);
         }
     }
 
     /// Tells the guest how much more it may send: when that is news, or when it asks.
     fn tell_credit(&mut self, key: Key, asked: bool) {
-        if let Some(connection) = self.connections.get_mut(&key) {
-            if connection.wants_update() || (asked && !connection.update_waits) {
-                connection.update_waits = true;
-                self.say(key, op::CREDIT_UPDATE, 0);
-            }
+        if let Some(connection) = self.connections.get_mut(&key)
+            && (connection.wants_update() || (asked && !connection.update_waits))
+        {
+            connection.update_waits = true;
+            self.say(key, op::CREDIT_UPDATE, 0);
         }
     }
 
@@ -391,10 +392,10 @@ impl Table {
     }
 
     fn remove(&mut self, key: Key) {
-        if let Some(connection) = self.connections.remove(&key) {
-            if let Some(answer) = connection.answer {
-                answer(Err(ErrorKind::ConnectionRefused.into()));
-            }
+        if let Some(connection) = self.connections.remove(&key)
+            && let Some(answer) = connection.answer
+        {
+            answer(Err(ErrorKind::ConnectionRefused.into()));
         }
     }
 
@@ -412,11 +413,6 @@ impl Table {
 
 fn header((local, peer): Key, op: u16, flags: u32) -> Header {
     Header { local, peer, op, flags, ..Header::default() }
-}
-
-/// The context id that packets to the host carry.
-pub(super) fn is_for_host(cid: u64) -> bool {
-    cid == HOST_CID
 }
 
 #[cfg(test)]

@@ -23,12 +23,12 @@ fn bed() -> Bed {
 impl Bed {
     fn guest(&mut self, local: u32, op: u16, flags: u32, data: &[u8]) {
         let header = Header { local, peer: GUEST, op, flags, buf_alloc: 64, fwd_cnt: 0 };
-        self.table.from_guest(header, data);
+        self.table.receive(header, data);
     }
 
     fn next(&mut self) -> Option<(u16, Vec<u8>)> {
         let mut room = [0; 4096];
-        self.table.to_guest(&mut room).map(|(header, n)| (header.op, room[..n].to_vec()))
+        self.table.next_packet(&mut room).map(|(header, n)| (header.op, room[..n].to_vec()))
     }
 
     fn accepted(&mut self) -> UnixStream {
@@ -62,7 +62,7 @@ fn the_guest_is_sent_no_more_than_it_has_room_for() {
     assert_eq!(bed.next().unwrap().1.len(), 64);
     assert_eq!(bed.next(), None);
     let header = Header { local: 1025, peer: GUEST, op: op::CREDIT_UPDATE, flags: 0, buf_alloc: 64, fwd_cnt: 64 };
-    bed.table.from_guest(header, b"");
+    bed.table.receive(header, b"");
     assert_eq!(bed.next().unwrap().1.len(), 36);
 }
 
@@ -101,7 +101,7 @@ fn the_end_of_one_direction_leaves_the_other() {
 
 /// The flags of the next packet, which is a SHUTDOWN.
 fn next_end(bed: &mut Bed) -> u32 {
-    let (header, _) = bed.table.to_guest(&mut [0; 64]).unwrap();
+    let (header, _) = bed.table.next_packet(&mut [0; 64]).unwrap();
     assert_eq!(header.op, op::SHUTDOWN);
     header.flags
 }
@@ -161,7 +161,7 @@ fn a_slow_caller_holds_the_guest_back_and_loses_nothing() {
             seen.extend_from_slice(&chunk[..n]);
             bed.table.socket_ready((1025, GUEST), false);
         }
-        while let Some((header, _)) = bed.table.to_guest(&mut [0; 64]) {
+        while let Some((header, _)) = bed.table.next_packet(&mut [0; 64]) {
             assert_eq!(header.op, op::CREDIT_UPDATE);
             told = header.fwd_cnt;
         }
@@ -198,7 +198,7 @@ fn a_hostile_guest_gets_a_reset_and_no_more() {
 fn the_number_of_connections_is_bounded() {
     let mut bed = bed();
     for peer in 0..MAX_CONNECTIONS as u32 + 10 {
-        bed.table.from_guest(Header { local: 1025, peer, op: op::REQUEST, ..Header::default() }, b"");
+        bed.table.receive(Header { local: 1025, peer, op: op::REQUEST, ..Header::default() }, b"");
         bed.accepted.lock().unwrap().clear();
         while bed.next().is_some() {}
     }
