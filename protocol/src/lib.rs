@@ -7,6 +7,7 @@
 //! - [`console`]: the first line of a guest that is up, and the agent's log lines after it.
 //!
 //! This crate imports nothing of ours.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
 mod generated {

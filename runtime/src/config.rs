@@ -175,8 +175,9 @@ impl Config {
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            let at = error.span().and_then(|span| text.get(span)).map(first_line).filter(|at| !at.is_empty());
-            let at = at.map_or(String::new(), |at| format!(" at {at:?}"));
+            // The whole line, because the error is about the value and names no key.
+            let at = text.lines().nth(line - 1).map(|at| shortened(at.trim())).filter(|at| !at.is_empty());
+            let at = at.map_or(String::new(), |at| format!(" ({at})"));
             let message = format!("line {line}{at}: {}", error.message().replace('\n', " "));
             ConfigError::Malformed { path: path.to_owned(), message }
         })?;
@@ -212,9 +213,10 @@ fn read_bounded(path: &Path, max: u64) -> Result<String, ConfigError> {
     fs::read_to_string(path).map_err(failed)
 }
 
-fn first_line(text: &str) -> &str {
-    let line = text.lines().next().unwrap_or_default();
-    line.char_indices().nth(60).map_or(line, |(end, _)| &line[..end])
+/// As much of a line as an error text has room for.
+fn shortened(line: &str) -> String {
+    const ROOM: usize = 80;
+    if line.chars().count() <= ROOM { line.to_owned() } else { line.chars().take(ROOM).chain(['…']).collect() }
 }
 
 #[cfg(test)]
@@ -245,7 +247,7 @@ mod tests {
         for (text, line, key) in [
             ("state_dir = '/x'\n[guest]\nvcpu = 2\n", "line 3", "vcpu"),
             ("tee = 'sev'\n", "line 1", "sev"),
-            ("[guest]\nvcpus = 'two'\n", "line 2", "two"),
+            ("[guest]\nvcpus = 'two'\n", "line 2", "vcpus = 'two'"),
             ("[guest\n", "line 1", "unclosed table"),
         ] {
             let error = parse(text).unwrap_err().to_string();

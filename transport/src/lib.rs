@@ -1,5 +1,6 @@
 //! HTTP over whatever carries bytes: the guest reaches registries and brokers through the host's courier, a tool on the owner's
 //! desk by TCP. The one thing that differs is the [`Dialer`]; TLS ends here, in our process, in both cases.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod http_client;
 
