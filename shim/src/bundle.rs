@@ -135,7 +135,9 @@ impl Bundle {
     }
 
     fn parse(json: Vec<u8>) -> Result<Self, serde_json::Error> {
-        let spec = serde_json::from_slice(&json)?;
+        // By way of an object: a derived struct would be read from an array as well.
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&json)?;
+        let spec = Spec::deserialize(serde_json::Value::Object(object))?;
         Ok(Self { json, spec })
     }
 
@@ -274,7 +276,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(Bundle::read(dir.path()), Err(BundleError::Read { .. })));
         let file = dir.path().join("config.json");
-        for text in ["", "[]", "{\"annotations\":[]}", "{\"linux\":{\"namespaces\":[{}]}}", "{\"hostname\":1}"] {
+        for text in ["", "null", "{\"annotations\":[]}", "{\"linux\":{\"namespaces\":[{}]}}", "{\"hostname\":1}"] {
             fs::write(&file, text).unwrap();
             let error = Bundle::read(dir.path()).unwrap_err().to_string();
             assert!(error.contains("config.json") && !error.contains('\n'), "{error}");

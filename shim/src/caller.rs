@@ -174,7 +174,8 @@ mod tests {
         /// A new containerd tries the message first: an address must never pass for one.
         #[test]
         fn an_address_is_never_a_message(path in "/[a-z0-9/._-]{1,100}") {
-            prop_assert!(BootstrapResult::parse_from_bytes(format!("unix://{path}").as_bytes()).is_err());
+            let address = format!("unix://{path}");
+            prop_assert!(BootstrapResult::parse_from_bytes(address.as_bytes()).is_err());
         }
     }
 }

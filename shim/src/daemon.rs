@@ -5,7 +5,7 @@ use crate::{
     connections,
     events::Events,
     guest::Machines,
-    info, log as shim_log, owner, service,
+    info, log as shim_log, service,
     start::{self, SOCKET_FD},
     task::{Settings, Tasks},
 };
@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
     let listener = inherited()?;
     let bundle = start::bundle_dir(args)?;
     shim_log::start(&bundle.join("log"), args.debug);
-    prepare(&bundle);
+    adjust_oom_score();
     // Two threads: one may be in a file of the host while the other answers.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_stack_size(512 << 10).enable_all().build()?;
     let result = runtime.block_on(serve(args, &bundle, listener));
@@ -63,12 +63,8 @@ fn inherited() -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// What can fail without harm.
-fn prepare(bundle: &Path) {
-    if let Err(error) = owner::note(bundle) {
-        log::warn!("{}: {error}", bundle.display());
-    }
-    // A shim goes after containerd and before a container's VM does.
+/// A shim goes after containerd and before a container's VM does. Not being allowed to say so does no harm.
+fn adjust_oom_score() {
     let score = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i32>().ok());
     if let Some(score) = score {
         let _ = fs::write("/proc/self/oom_score_adj", (score + 1).min(MAX_OOM_SCORE).to_string());
@@ -89,7 +85,7 @@ async fn serve(args: &Args, bundle: &Path, listener: UnixListener) -> Result<()>
 
     tokio::select! {
         () = tasks.asked_to_end() => log::debug!("asked to end"),
-        () = idle(tasks.watch_count(), callers.clone()) => log::info!("nobody needs this shim"),
+        () = idle(tasks.watch_count(), callers.clone(), IDLE) => log::info!("nobody needs this shim"),
         _ = terminate.recv() => log::info!("SIGTERM"),
         _ = interrupt.recv() => log::info!("SIGINT"),
     }
@@ -105,7 +101,7 @@ async fn serve(args: &Args, bundle: &Path, listener: UnixListener) -> Result<()>
 }
 
 /// Returns once there has been no container and no caller for some time.
-async fn idle(mut containers: watch::Receiver<usize>, mut callers: watch::Receiver<usize>) {
+async fn idle(mut containers: watch::Receiver<usize>, mut callers: watch::Receiver<usize>, limit: Duration) {
     loop {
         let busy = *containers.borrow_and_update() > 0 || *callers.borrow_and_update() > 0;
         let changed = async {
@@ -118,7 +114,7 @@ async fn idle(mut containers: watch::Receiver<usize>, mut callers: watch::Receiv
         };
         if busy {
             changed.await;
-        } else if timeout(IDLE, changed).await.is_err() {
+        } else if timeout(limit, changed).await.is_err() {
             return;
         }
     }
@@ -133,18 +129,18 @@ async fn hang_up(mut callers: watch::Receiver<usize>) {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn only_what_nobody_needs_is_idle() {
+        const LIMIT: Duration = Duration::from_millis(50);
         let (containers, of_containers) = watch::channel(1);
         let (callers, of_callers) = watch::channel(1);
-        let mut idle = tokio::spawn(idle(of_containers, of_callers));
-        let running = async |idle: &mut tokio::task::JoinHandle<()>| timeout(IDLE * 10, idle).await.is_err();
+        let mut idle = tokio::spawn(idle(of_containers, of_callers, LIMIT));
+        let running = async |idle: &mut tokio::task::JoinHandle<()>| timeout(LIMIT * 4, idle).await.is_err();
         assert!(running(&mut idle).await);
         callers.send_replace(0);
         assert!(running(&mut idle).await);
-        containers.send_replace(0);
-        tokio::time::sleep(IDLE / 2).await;
         callers.send_replace(1);
+        containers.send_replace(0);
         assert!(running(&mut idle).await);
         callers.send_replace(0);
         idle.await.unwrap();

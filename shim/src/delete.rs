@@ -1,7 +1,7 @@
 //! `delete`: removes what a shim has left, from disk alone. containerd runs it after every dropped connection, with five seconds for
 //! it, also for one container of a living pod: that one owns no record, so that nothing of its pod is touched.
 
-use crate::{args::Args, owner, socket, start};
+use crate::{args::Args, group, owner, socket, start};
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::DeleteResponse;
 use nix::mount::{MntFlags, umount2};
@@ -37,13 +37,15 @@ fn remove(args: &Args, bundle: &Path) -> Result<()> {
     unmount(&bundle.join("rootfs"));
     let config = Config::load()?;
     let group = start::group(args, bundle);
-    if group != crate::group::Group::new(&args.address, &args.namespace, &args.id) {
+    if group != group::Group::new(&args.address, &args.namespace, &args.id) {
         return Ok(());
     }
     // The VM first: the shim sees its end, and its own end then meets nothing half-way.
     let removed = sandbox::remove(&config, &group.sandbox_id());
     owner::end(bundle);
-    if let Some(path) = read_address(bundle) {
+    // A shim that died before its address was written has a socket all the same, under the name that its group gives it.
+    let usual = group.socket(&group::socket_dir(&config.state_dir)).ok();
+    for path in read_address(bundle).into_iter().chain(usual) {
         socket::remove_dead(&path);
     }
     Ok(removed?)

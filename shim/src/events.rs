@@ -268,6 +268,7 @@ mod tests {
     fn the_queue_is_bounded() {
         let events = Events::new("default", "/nowhere");
         (0..CAPACITY + 5).for_each(|_| events.publish(&TaskExit::new()));
-        assert_eq!((events.lock().waiting.len(), events.lock().lost), (CAPACITY, 5));
+        let queue = events.lock();
+        assert_eq!((queue.waiting.len(), queue.lost), (CAPACITY, 5));
     }
 }

@@ -42,8 +42,8 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // On one line: containerd makes it the user's error message.
-            eprintln!("containerd-shim-cloister-v2: {error:#}");
+            // On one line, and no newline after it: containerd writes on behind it and makes it the user's error message.
+            eprint!("containerd-shim-cloister-v2: {error:#}");
             ExitCode::FAILURE
         }
     }

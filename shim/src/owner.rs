@@ -11,9 +11,8 @@ const FILE: &str = "shim.pid";
 /// How long a shim may take to end in order, in milliseconds, of the five seconds that `delete` has.
 const GRACE_MS: u16 = 1500;
 
-/// Notes this process in its bundle.
-pub fn note(bundle: &Path) -> io::Result<()> {
-    let pid = std::process::id();
+/// Notes a process, a child of ours, in its bundle.
+pub fn note(bundle: &Path, pid: u32) -> io::Result<()> {
     fs::write(bundle.join(FILE), format!("{pid} {}", start_time(pid).unwrap_or_default()))
 }
 

@@ -6,6 +6,7 @@ use crate::{
     bundle::Bundle,
     caller::{self, Caller},
     group::{self, Group},
+    owner,
     socket::{self, Claim},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -40,7 +41,9 @@ pub fn run(args: &Args) -> Result<()> {
         Claim::Served => write_address(&bundle, &address)?,
         Claim::Bound(listener) => {
             let started = spawn(args, &caller, &bundle, &listener).and_then(|mut child| {
-                write_address(&bundle, &address).inspect_err(|_| {
+                // Noted here, not by the daemon itself: `delete` may come before that has run a line.
+                let noted = owner::note(&bundle, child.id()).with_context(|| format!("write in {}", bundle.display()));
+                noted.and_then(|()| write_address(&bundle, &address)).inspect_err(|_| {
                     let _ = child.kill();
                 })
             });

@@ -23,8 +23,8 @@ pub type Sink = Box<dyn AsyncWrite + Send + Unpin>;
 pub struct Ends {
     /// What the process is to read.
     pub stdin: Option<Receiver>,
-    /// Holds the stdin fifo open for writing: as with containerd's own shim, input ends when CloseIO was asked for *and* the last
-    /// writer is gone. A client that detaches ends nothing; one that attaches again goes on.
+    /// Holds the stdin fifo open for writing, where a client may go and another come: input then ends when CloseIO was asked for
+    /// *and* the last writer is gone, as with containerd's own shim.
     pub stdin_hold: Option<OwnedFd>,
     /// Where its output goes.
     pub stdout: Option<Sink>,
@@ -35,8 +35,11 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Opens the host's ends of a container's process. `namespace` and `id` are what a logger is told.
-    pub async fn open(paths: &Paths, namespace: &str, id: &str) -> Result<Self, StdioError> {
+    /// Opens the host's ends of a process's streams. `namespace` and `id` are what a logger is told.
+    ///
+    /// With `reattach`, input outlives its writer. Without, it ends with its last writer: `ctr` asks for CloseIO only if its own
+    /// input has not ended before the container was created, so that waiting for it would be waiting for ever.
+    pub async fn open(paths: &Paths, reattach: bool, namespace: &str, id: &str) -> Result<Self, StdioError> {
         let mut ends = Self::default();
         if !paths.stdin.is_empty() {
             let Place::Fifo(path) = Uri::parse(&paths.stdin)?.place else {
@@ -45,7 +48,7 @@ impl Ends {
             let failed = |source| StdioError::Open { stream: "stdin", path: path.clone(), source };
             // Without waiting for a writer; the first end of file comes after the last one has gone.
             ends.stdin = Some(OpenOptions::new().open_receiver(&path).map_err(failed)?);
-            ends.stdin_hold = Some(hold(&path).map_err(failed)?);
+            ends.stdin_hold = reattach.then(|| hold(&path)).transpose().map_err(failed)?;
         }
         if !paths.stdout.is_empty() {
             match Uri::parse(&paths.stdout)?.place {
@@ -105,7 +108,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("in");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
-        let mut ends = Ends::open(&paths(path.to_str().unwrap(), "", ""), "n", "c").await.unwrap();
+        let mut ends = Ends::open(&paths(path.to_str().unwrap(), "", ""), true, "n", "c").await.unwrap();
         let mut stdin = ends.stdin.take().unwrap();
         let mut writer = fs::OpenOptions::new().write(true).open(&path).unwrap();
         writer.write_all(b"one").unwrap();
@@ -120,11 +123,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn input_that_nobody_comes_back_to_ends_with_its_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("in");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let mut ends = Ends::open(&paths(path.to_str().unwrap(), "", ""), false, "n", "c").await.unwrap();
+        let mut stdin = ends.stdin.take().unwrap();
+        let mut bytes = [0; 8];
+        // Nobody has come yet: that is not the end.
+        assert!(tokio::time::timeout(Duration::from_millis(50), stdin.read(&mut bytes)).await.is_err());
+        let mut writer = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        writer.write_all(b"one").unwrap();
+        drop(writer);
+        assert_eq!(stdin.read(&mut bytes).await.unwrap(), 3);
+        assert_eq!(stdin.read(&mut bytes).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
     async fn a_reader_that_vanishes_does_not_end_the_writer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
-        let mut ends = Ends::open(&paths("", path.to_str().unwrap(), ""), "n", "c").await.unwrap();
+        let mut ends = Ends::open(&paths("", path.to_str().unwrap(), ""), false, "n", "c").await.unwrap();
         let mut stdout = ends.stdout.take().unwrap();
         let reader = OpenOptions::new().open_receiver(&path).unwrap();
         stdout.write_all(b"a").await.unwrap();
@@ -142,7 +162,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let uri = format!("file://{}/logs/c.log", dir.path().display());
         for _ in 0..2 {
-            let mut ends = Ends::open(&paths("", &uri, &uri), "n", "c").await.unwrap();
+            let mut ends = Ends::open(&paths("", &uri, &uri), false, "n", "c").await.unwrap();
             for mut sink in [ends.stdout.take().unwrap(), ends.stderr.take().unwrap()] {
                 sink.write_all(b"x").await.unwrap();
                 sink.flush().await.unwrap();
@@ -153,9 +173,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_there_is_named() {
-        let missing = Ends::open(&paths("", "/nowhere/out", ""), "n", "c").await.err().unwrap();
+        let missing = Ends::open(&paths("", "/nowhere/out", ""), false, "n", "c").await.err().unwrap();
         assert!(missing.to_string().contains("stdout /nowhere/out"), "{missing}");
-        assert!(Ends::open(&paths("file:///dev/null", "", ""), "n", "c").await.is_err());
-        assert!(Ends::open(&paths("", "", "binary:///x"), "n", "c").await.is_err());
+        assert!(Ends::open(&paths("file:///dev/null", "", ""), false, "n", "c").await.is_err());
+        assert!(Ends::open(&paths("", "", "binary:///x"), false, "n", "c").await.is_err());
     }
 }

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use ttrpc::Code;
 
 /// How long the agent may take for a request that it answers from its own memory and a file or two.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 
 impl Tasks {
     /// `Kill`. Signal 0 asks whether the process is there.

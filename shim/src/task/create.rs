@@ -61,8 +61,8 @@ impl Tasks {
     pub async fn exec(self: &Arc<Self>, request: ExecProcessRequest) -> Result<(), TaskError> {
         let tasks = self.clone();
         detached(async move {
-            bounds::check_id("exec_id", &request.exec_id).map_err(|error| TaskError::Invalid(error.to_string()))?;
             let container = tasks.container(&request.id)?;
+            bounds::check_id("exec_id", &request.exec_id).map_err(|error| TaskError::Invalid(error.to_string()))?;
             if container.is_sandbox() {
                 return Err(TaskError::Unsupported("exec in a pod's sandbox container"));
             }
@@ -78,7 +78,7 @@ impl Tasks {
                 stdio: MessageField::some(paths.announce()),
                 ..Default::default()
             };
-            let ends = Ends::open(&paths, &tasks.settings.namespace, &request.exec_id).await?;
+            let ends = Ends::open(&paths, reattaches(&container.role, &paths), &tasks.settings.namespace, &request.exec_id).await?;
             container.guest.agent().exec_process(ttrpc::context::with_duration(EXEC_TIMEOUT), &prepare).await?;
             let process = Process::new(&container.id, &request.exec_id, container.guest.pid(), paths, ends);
             let event = TaskExecAdded { container_id: request.id, exec_id: request.exec_id, ..Default::default() };
@@ -87,6 +87,11 @@ impl Tasks {
         })
         .await
     }
+}
+
+/// Whether a client may go and another come: on a terminal, and in a pod, where containerd itself is the client and may restart.
+fn reattaches(role: &Role, paths: &Paths) -> bool {
+    paths.terminal || *role != Role::Lone
 }
 
 /// A container that is being made, with what has to be undone if it does not come to be.
@@ -112,7 +117,7 @@ impl Draft {
             terminal: self.request.terminal,
         };
         let config = guest_spec::config(self.request.options.as_ref())?;
-        let ends = Ends::open(&paths, &self.tasks.settings.namespace, &self.request.id).await?;
+        let ends = Ends::open(&paths, reattaches(&role, &paths), &self.tasks.settings.namespace, &self.request.id).await?;
         let guest = match &role {
             Role::Sandbox => self.boot(&config, &bundle).await?,
             Role::Lone => {

@@ -16,6 +16,8 @@ mod process;
 mod remove;
 mod run;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use container::Container;
 pub use error::TaskError;
