@@ -151,6 +151,7 @@ impl Bed {
         for word in words {
             ensure!(finished.stderr.contains(word), "'{word}' is not in: {}", finished.stderr);
         }
+        println!("  {}: {}", run.id, finished.stderr.trim_end());
         self.nothing_of(run.id)
     }
 

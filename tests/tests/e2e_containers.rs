@@ -32,12 +32,13 @@ fn image(bed: &Bed, name: &str, script: &'static str) -> Result<String> {
 }
 
 fn the_image_decides_what_runs(bed: &Bed) -> Result<()> {
-    let script = "echo $GREETING; id -u; pwd; cat /srv/data; hostname >/dev/null; echo to stderr >&2; exit 7";
-    let image = Image { user: "app", working_dir: "/srv", ..Image::busybox(script)?.with_file("srv/data", "of a second layer\n") };
+    let script = "echo $GREETING; id -u; id -g; pwd; cat /srv/data; hostname >/dev/null; echo to stderr >&2; exit 7";
+    // A number: `ctr` looks names up in the image's files on the host, which are not there.
+    let image = Image { user: "1000", working_dir: "/srv", ..Image::busybox(script)?.with_file("srv/data", "of a second layer\n") };
     let (reference, id) = (bed.plain(&image, "decides")?, bed.id("decides"));
     let finished = bed.ctr().run(&Run { image: &reference, id: &id, ..Run::default() })?;
     ensure!(finished.code() == Some(7), "{finished:?}");
-    ensure!(finished.text() == "from the image\n1000\n/srv\nof a second layer\n", "{finished:?}");
+    ensure!(finished.text() == "from the image\n1000\n1000\n/srv\nof a second layer\n", "{finished:?}");
     ensure!(finished.stderr.contains("to stderr"), "{finished:?}");
     bed.nothing_of(&id)
 }
@@ -135,11 +136,11 @@ fn output_and_input_of_any_size_arrive_whole(bed: &Bed) -> Result<()> {
 }
 
 fn a_plain_image_needs_no_snapshotter_of_ours(bed: &Bed) -> Result<()> {
-    let layout = bed.layout(&Image::busybox("echo as ever")?, "native")?;
+    let layout = bed.layout(&Image { user: "app", ..Image::busybox("id -u; id -g")? }, "native")?;
     let (reference, id) = (bed.registry.push(&layout, "native", "1")?, bed.id("native"));
     bed.ctr().pull_unpacking(&reference, "native")?;
     let finished = bed.ctr().run(&Run { image: &reference, id: &id, flags: &["--snapshotter", "native"], ..Run::default() })?;
-    ensure!((finished.code(), finished.text().as_str()) == (Some(0), "as ever\n"), "{finished:?}");
+    ensure!((finished.code(), finished.text().as_str()) == (Some(0), "1000\n1000\n"), "{finished:?}");
     bed.nothing_of(&id)
 }
 
