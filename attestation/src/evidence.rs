@@ -3,6 +3,7 @@
 use crate::{kbs::Tee, report_data::ReportData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::{future, pin::Pin};
 use thiserror::Error;
 
 /// Why there is no evidence, or none that counts. One line each.
@@ -34,6 +35,22 @@ pub enum EvidenceError {
         /// Hex.
         wanted: String,
     },
+    /// The hardware's maker does not vouch for it: a signature, a certificate, or what must agree with it.
+    #[error("{tee} evidence: not genuine: {reason}")]
+    Untrusted {
+        /// Which.
+        tee: Tee,
+        /// What does not hold.
+        reason: String,
+    },
+    /// What is needed to verify it, and does not travel with it, is not at hand.
+    #[error("{tee} evidence: cannot be verified: {reason}")]
+    Endorsement {
+        /// Which.
+        tee: Tee,
+        /// What is missing, and where it was looked for.
+        reason: String,
+    },
 }
 
 /// The guest's side.
@@ -45,13 +62,23 @@ pub trait Attester: Send + Sync {
     fn evidence(&self, report_data: &ReportData) -> Result<Value, EvidenceError>;
 }
 
+/// What [`Verifier::prepare`] gives.
+pub type Preparation<'a> = Pin<Box<dyn Future<Output = Result<(), EvidenceError>> + Send + 'a>>;
+
 /// The broker's side.
 pub trait Verifier: Send + Sync {
     /// What kind of evidence it verifies.
     fn tee(&self) -> Tee;
 
-    /// What `evidence` proves, if it is genuine and bound to `report_data`.
-    fn verify(&self, evidence: &Value, report_data: &ReportData) -> Result<Claims, EvidenceError>;
+    /// Fetches the endorsements (certificates, collateral) that this evidence needs and that are neither in it nor at hand. Called before
+    /// [`Verifier::verify`], which asks nobody; most evidence needs none. It proves nothing: what was fetched is verified with the rest.
+    fn prepare<'a>(&'a self, evidence: &'a Value, now: u64) -> Preparation<'a> {
+        let _ = (evidence, now);
+        Box::pin(future::ready(Ok(())))
+    }
+
+    /// What `evidence` proves, if it is genuine at the time `now` (seconds since 1970) and bound to `report_data`.
+    fn verify(&self, evidence: &Value, report_data: &ReportData, now: u64) -> Result<Claims, EvidenceError>;
 }
 
 /// What evidence proves; for [`Tee::Sample`], what it says.
@@ -68,6 +95,24 @@ pub struct Claims {
     /// What it is bound to.
     #[serde(with = "hex::serde")]
     pub report_data: Vec<u8>,
+    /// What only this kind of hardware says.
+    #[serde(default, skip_serializing_if = "Details::is_none")]
+    pub details: Details,
+}
+
+/// Claims that only one kind of hardware makes, for the table of that name in a release rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Details {
+    /// Nothing more.
+    #[default]
+    None,
+}
+
+impl Details {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 impl Claims {
@@ -90,7 +135,7 @@ mod tests {
     use super::*;
 
     fn claims(init_data: Vec<u8>) -> Claims {
-        Claims { tee: Tee::Snp, launch_measurement: vec![1; 48], init_data, report_data: vec![0; 64] }
+        Claims { tee: Tee::Snp, launch_measurement: vec![1; 48], init_data, report_data: vec![0; 64], details: Details::None }
     }
 
     #[test]

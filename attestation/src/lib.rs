@@ -23,7 +23,7 @@ pub mod token;
 mod encoding;
 
 pub use client::{BrokerClient, ClientError};
-pub use evidence::{Attester, Claims, EvidenceError, Verifier};
+pub use evidence::{Attester, Claims, Details, EvidenceError, Verifier};
 pub use jwe::{Jwe, JweError, TeeKey};
 pub use kbs::Tee;
 pub use resource::ResourceUri;

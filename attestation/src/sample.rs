@@ -9,7 +9,7 @@
 
 use crate::{
     encoding::{from_standard, standard},
-    evidence::{Attester, Claims, EvidenceError, Verifier},
+    evidence::{Attester, Claims, Details, EvidenceError, Verifier},
     kbs::Tee,
     report_data::ReportData,
 };
@@ -68,7 +68,7 @@ impl Verifier for SampleVerifier {
         Tee::Sample
     }
 
-    fn verify(&self, evidence: &Value, report_data: &ReportData) -> Result<Claims, EvidenceError> {
+    fn verify(&self, evidence: &Value, report_data: &ReportData, _now: u64) -> Result<Claims, EvidenceError> {
         log::warn!(tee = "sample"; "development evidence: it PROVES NOTHING about who asks, its claims are taken as they stand");
         let malformed = |reason: String| EvidenceError::Malformed { tee: Tee::Sample, reason };
         let evidence: Evidence = Evidence::deserialize(evidence).map_err(|e| malformed(e.to_string()))?;
@@ -90,6 +90,7 @@ impl Verifier for SampleVerifier {
             launch_measurement: digest(&evidence.launch_measurement, "launch_measurement")?,
             init_data: digest(&evidence.init_data, "init_data")?,
             report_data: found,
+            details: Details::None,
         })
     }
 }
@@ -104,23 +105,23 @@ mod tests {
     #[test]
     fn what_is_said_is_read() {
         let evidence = SampleAttester::new(vec![1; 48], vec![2; 32]).evidence(&BOUND).unwrap();
-        let claims = SampleVerifier.verify(&evidence, &BOUND).unwrap();
+        let claims = SampleVerifier.verify(&evidence, &BOUND, 0).unwrap();
         assert_eq!((claims.tee, claims.launch_measurement, claims.init_data), (Tee::Sample, vec![1; 48], vec![2; 32]));
         assert_eq!(claims.report_data, BOUND);
     }
 
     #[test]
     fn the_short_form_of_others_claims_nothing() {
-        let claims = SampleVerifier.verify(&json!({"svn": "1", "report_data": standard(&BOUND)}), &BOUND).unwrap();
+        let claims = SampleVerifier.verify(&json!({"svn": "1", "report_data": standard(&BOUND)}), &BOUND, 0).unwrap();
         assert!(claims.launch_measurement.is_empty() && claims.init_data.is_empty());
     }
 
     #[test]
     fn evidence_for_another_handshake_is_a_replay() {
         let evidence = SampleAttester::new(vec![1; 48], vec![]).evidence(&BOUND).unwrap();
-        assert!(matches!(SampleVerifier.verify(&evidence, &[6; 48]), Err(EvidenceError::Binding { .. })));
+        assert!(matches!(SampleVerifier.verify(&evidence, &[6; 48], 0), Err(EvidenceError::Binding { .. })));
         let long = json!({"svn": "1", "report_data": standard(&[5; 100_000])});
-        let error = SampleVerifier.verify(&long, &BOUND).unwrap_err();
+        let error = SampleVerifier.verify(&long, &BOUND, 0).unwrap_err();
         assert!(error.to_string().len() < 500);
     }
 
@@ -138,7 +139,7 @@ mod tests {
             json!({"svn": "1", "report_data": bound, "init_data": "00".repeat(65)}),
         ];
         for evidence in bad {
-            assert!(matches!(SampleVerifier.verify(&evidence, &BOUND), Err(EvidenceError::Malformed { .. })), "{evidence}");
+            assert!(matches!(SampleVerifier.verify(&evidence, &BOUND, 0), Err(EvidenceError::Malformed { .. })), "{evidence}");
         }
     }
 }

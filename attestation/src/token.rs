@@ -208,10 +208,11 @@ pub fn verify(token: &str, key: &VerifyingKey, now: u64) -> Result<Ear, TokenErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jwe::TeeKey;
+    use crate::{evidence::Details, jwe::TeeKey};
 
     fn ear(tee: Tee) -> Ear {
-        let claims = Claims { tee, launch_measurement: vec![1; 48], init_data: vec![2; 32], report_data: vec![3; 48] };
+        let claims =
+            Claims { tee, launch_measurement: vec![1; 48], init_data: vec![2; 32], report_data: vec![3; 48], details: Details::None };
         Ear { issued: 1000, expires: 1300, development: true, claims, key: TeeKey::generate().unwrap().public() }
     }
 

@@ -88,7 +88,7 @@ async fn attest(
         Turn::Attested(attested) => return Ok(with_cookie(&shared, id, &TokenReply { token: attested.token.clone() })),
         Turn::Challenge { nonce, tee } => (nonce, tee),
     };
-    match appraise(&shared, tee, &nonce, &attestation) {
+    match appraise(&shared, tee, &nonce, &attestation).await {
         Ok(claims) => {
             let measurement = hex::encode(&claims.launch_measurement);
             let issued = now();
@@ -114,7 +114,7 @@ async fn attest(
 }
 
 /// What the attestation proves, or why it does not count.
-fn appraise(shared: &Shared, tee: Tee, nonce: &str, attestation: &Attestation) -> Result<Claims, String> {
+async fn appraise(shared: &Shared, tee: Tee, nonce: &str, attestation: &Attestation) -> Result<Claims, String> {
     let runtime = &attestation.runtime_data;
     // Before anything else: with another nonce, all the rest may be genuine and yet be a replay.
     if runtime.nonce != nonce {
@@ -124,7 +124,9 @@ fn appraise(shared: &Shared, tee: Tee, nonce: &str, attestation: &Attestation) -
     jwe::check_key(&runtime.tee_pubkey).map_err(|e| format!("tee-pubkey: {e}"))?;
     let bound = report_data::primary(nonce, &runtime.tee_pubkey, &attestation.tee_evidence.additional_evidence);
     let verifier = shared.verifiers.get(&tee).ok_or_else(|| format!("this broker cannot verify evidence of type {tee}"))?;
-    let claims = verifier.verify(&attestation.tee_evidence.primary_evidence, &bound).map_err(|e| e.to_string())?;
+    let (evidence, now) = (&attestation.tee_evidence.primary_evidence, now());
+    verifier.prepare(evidence, now).await.map_err(|e| e.to_string())?;
+    let claims = verifier.verify(evidence, &bound, now).map_err(|e| e.to_string())?;
     if let Some(initdata) = &attestation.init_data {
         if initdata.format != "toml" {
             return Err("init-data: only the format toml is known".into());

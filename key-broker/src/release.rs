@@ -27,10 +27,17 @@ pub(crate) fn sample_refused() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use attestation::Details;
 
     #[test]
     fn nothing_is_released_without_a_rule_a_content_and_a_tee() {
-        let claims = Claims { tee: Tee::Sample, launch_measurement: vec![1; 48], init_data: vec![2; 32], report_data: vec![] };
+        let claims = Claims {
+            tee: Tee::Sample,
+            launch_measurement: vec![1; 48],
+            init_data: vec![2; 32],
+            report_data: vec![],
+            details: Details::None,
+        };
         let digest = format!("sha256:{}", "02".repeat(32)).parse().unwrap();
         let rule = Rule::exactly(Tee::Sample, &[1; 48], &digest).unwrap();
         assert_eq!(decide(&claims, Some(&rule), true, true), Ok(()));

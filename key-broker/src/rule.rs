@@ -141,6 +141,7 @@ fn mismatch(claim: &str, found: &dyn Display, wanted: &[impl Display], remedy: &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use attestation::Details;
 
     const MEASUREMENT: &str = "111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111";
     const INITDATA: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
@@ -150,7 +151,13 @@ mod tests {
     }
 
     fn claims() -> Claims {
-        Claims { tee: Tee::Sample, launch_measurement: vec![0x11; 48], init_data: vec![0x22; 32], report_data: vec![0; 48] }
+        Claims {
+            tee: Tee::Sample,
+            launch_measurement: vec![0x11; 48],
+            init_data: vec![0x22; 32],
+            report_data: vec![0; 48],
+            details: Details::None,
+        }
     }
 
     #[test]

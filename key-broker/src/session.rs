@@ -147,12 +147,13 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attestation::{Claims, TeeKey};
+    use attestation::{Claims, Details, TeeKey};
 
     const LIFETIME: Duration = Duration::from_secs(300);
 
     fn attested() -> Arc<Attested> {
-        let claims = Claims { tee: Tee::Sample, launch_measurement: vec![], init_data: vec![], report_data: vec![] };
+        let claims =
+            Claims { tee: Tee::Sample, launch_measurement: vec![], init_data: vec![], report_data: vec![], details: Details::None };
         let key = TeeKey::generate().unwrap().public();
         Arc::new(Attested { token: "t".into(), ear: Ear { issued: 0, expires: 1, development: true, claims, key } })
     }

@@ -2,7 +2,7 @@
 
 use crate::{AdminClient, AdminToken, Broker, BrokerConfig, Rule};
 use attestation::{
-    Attester, BrokerClient, Jwe, ResourceUri, Tee, TeeKey,
+    Attester, BrokerClient, Details, Jwe, ResourceUri, Tee, TeeKey,
     kbs::{Attestation, Challenge, ErrorBody, InitData, RuntimeData, TeeEvidence, TokenReply},
     report_data,
     sample::SampleAttester,

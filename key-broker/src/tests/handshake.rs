@@ -110,6 +110,7 @@ async fn a_token_serves_in_place_of_the_cookie_for_its_key_only() {
         launch_measurement: MEASUREMENT.to_vec(),
         init_data: digest(INITDATA).bytes().to_vec(),
         report_data: Vec::new(),
+        details: Details::None,
     };
     let ear = attestation::token::Ear { issued: 0, expires: u64::from(u32::MAX), development: true, claims, key: key.public() };
     let forged = format!("Bearer {}", attestation::token::TokenSigner::generate().unwrap().sign(&ear, "n"));
