@@ -62,7 +62,8 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("guest-image", &[]),
     ("key-broker", &["attestation", "policy", "transport"]),
     ("runtime", &["protocol", "transport"]),
-    ("containerd-shim-cloister-v2", &["runtime", "protocol", "transport"]),
+    // `policy` for the initdata alone: it names the broker that the guest may be tunnelled to.
+    ("containerd-shim-cloister-v2", &["runtime", "protocol", "policy", "transport"]),
     ("cloister-agent", &["protocol", "image", "attestation", "policy", "transport"]),
     ("cloister", &["runtime", "image", "attestation", "policy", "key-broker", "guest-image", "transport"]),
     ("tests", &[]),
