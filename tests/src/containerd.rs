@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +14,8 @@ use crate::daemon::Daemon;
 use crate::place;
 
 const START: Duration = Duration::from_secs(120);
+const CONFIGURATION: &str = "containerd.toml";
+const SHIMS: &str = "bin";
 
 /// What a containerd needs to know of its surroundings.
 #[derive(Clone, Debug)]
@@ -30,7 +33,10 @@ pub struct Options<'a> {
 /// A running containerd.
 #[derive(Debug)]
 pub struct Containerd {
-    daemon: Daemon,
+    daemon: Mutex<Daemon>,
+    log: PathBuf,
+    program: PathBuf,
+    shim_configuration: PathBuf,
     directory: PathBuf,
     ctr: Ctr,
 }
@@ -42,21 +48,34 @@ impl Containerd {
         fs::create_dir_all(directory)?;
         let address = place::socket(directory.join("c.sock"))?;
         place::socket(directory.join("c.sock.ttrpc"))?;
-        let file = directory.join("containerd.toml");
-        fs::write(&file, configuration(directory, options.snapshotter))?;
-
+        fs::write(directory.join(CONFIGURATION), configuration(directory, options.snapshotter))?;
         let package = format!("containerd-{}", options.version);
-        let mut command = Command::new(place::unpacked(&package, "usr/bin/containerd")?);
-        command.arg("-c").arg(file).env("CLOISTER_CONFIG", options.shim_configuration);
-        // containerd looks its shims up in its own PATH.
-        let path = std::env::var("PATH").context("PATH is not set")?;
-        command.env("PATH", format!("{}:{path}", place::binaries()?.display()));
-        let mut daemon = Daemon::start("containerd", directory, command)?;
-        daemon.wait_until(START, "listening", || UnixStream::connect(&address).is_ok())?;
-
+        let program = place::unpacked(&package, "usr/bin/containerd")?;
         let ctr = Ctr::new(place::unpacked(&package, "usr/bin/ctr")?, address, directory.join("fifo"), options.version != "1.6");
-        ctr.wait_serving(START)?;
-        Ok(Self { daemon, directory: directory.to_owned(), ctr })
+        let daemon = launch(&program, directory, options.shim_configuration, &ctr)?;
+        let log = daemon.log().to_owned();
+        let shim_configuration = options.shim_configuration.to_owned();
+        Ok(Self { daemon: Mutex::new(daemon), log, program, shim_configuration, directory: directory.to_owned(), ctr })
+    }
+
+    /// Ends it as a crash would. Its shims stay.
+    pub fn kill(&self) -> Result<()> {
+        self.daemon().kill()
+    }
+
+    /// Starts it again after [`Self::kill`], and waits until it answers.
+    pub fn start_again(&self) -> Result<()> {
+        *self.daemon() = launch(&self.program, &self.directory, &self.shim_configuration, &self.ctr)?;
+        Ok(())
+    }
+
+    /// Where a shim is looked for before any other place.
+    pub fn shims(&self) -> PathBuf {
+        self.directory.join(SHIMS)
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Daemon> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The client of the same version.
@@ -66,7 +85,7 @@ impl Containerd {
 
     /// Its log, with those of its shims in it.
     pub fn log(&self) -> &Path {
-        self.daemon.log()
+        &self.log
     }
 
     /// The file of a blob in the content store.
@@ -82,8 +101,20 @@ impl Containerd {
 
     /// Ends it.
     pub fn stop(&mut self) -> Result<()> {
-        self.daemon.stop()
+        self.daemon().stop()
     }
+}
+
+fn launch(program: &Path, directory: &Path, shim_configuration: &Path, ctr: &Ctr) -> Result<Daemon> {
+    let mut command = Command::new(program);
+    command.arg("-c").arg(directory.join(CONFIGURATION)).env("CLOISTER_CONFIG", shim_configuration);
+    // containerd looks its shims up in its own PATH.
+    let path = std::env::var("PATH").context("PATH is not set")?;
+    command.env("PATH", format!("{}:{}:{path}", directory.join(SHIMS).display(), place::binaries()?.display()));
+    let mut daemon = Daemon::start("containerd", directory, command)?;
+    daemon.wait_until(START, "listening", || UnixStream::connect(ctr.address()).is_ok())?;
+    ctr.wait_serving(START)?;
+    Ok(daemon)
 }
 
 /// Version 2 of the format, which 2.x reads too. CRI is off: it would want CNI and touches the machine's network.

@@ -1,6 +1,6 @@
 //! containerd's own command line client, as a user runs it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,11 @@ impl Ctr {
     /// `local_pull`: 1.7 and newer pull in the daemon unless told otherwise.
     pub fn new(program: PathBuf, address: PathBuf, fifos: PathBuf, local_pull: bool) -> Self {
         Self { program, address, fifos, local_pull }
+    }
+
+    /// Socket of the daemon.
+    pub fn address(&self) -> &Path {
+        &self.address
     }
 
     /// The command line of `ctr` with `arguments`.

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             the_shim_is_killed_while_starting,
             the_shim_is_killed_at_once,
             the_client_goes_away,
+            a_guest_that_hangs_can_be_killed,
         ],
     )
 }
@@ -128,6 +129,22 @@ fn the_client_goes_away(bed: &Bed) -> Result<()> {
     ensure!(!running.finish(BOOT)?.status.success());
     let said = bed.ctr().exec(&id, "one", &[], &["/bin/echo", "still here"], b"")?;
     ensure!(said.text() == "still here\n", "{said:?}");
+    bed.ctr().remove(&id)?;
+    bed.nothing_of(&id)
+}
+
+/// A VM that runs no instruction any more: questions are answered, and SIGKILL ends it all the same.
+fn a_guest_that_hangs_can_be_killed(bed: &Bed) -> Result<()> {
+    let (reference, id) = (image(bed)?, bed.id("hangs"));
+    let mut running = bed.ctr().start(&Run { image: &reference, id: &id, ..Run::default() })?;
+    running.wait_output(BOOT)?;
+    let vm = appears(VM, &id, &mut running)?;
+    kill(Pid::from_raw(i32::try_from(vm)?), Signal::SIGSTOP)?;
+    let list = bed.ctr().call(&["task", "ls"])?.succeeded()?;
+    ensure!(list.text().lines().any(|line| line.starts_with(&id) && line.ends_with("RUNNING")), "{list:?}");
+    bed.ctr().call(&["task", "kill", "--signal", "SIGKILL", &id])?.succeeded()?;
+    let finished = running.finish(BOOT)?;
+    ensure!(finished.code() == Some(137), "{finished:?}");
     bed.ctr().remove(&id)?;
     bed.nothing_of(&id)
 }
