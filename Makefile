@@ -10,7 +10,7 @@ comma   := ,
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME$(comma)CARGO_HOME$(comma)RUST_BACKTRACE$(comma)RUST_TEST_THREADS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build guest demo test bench lint clean install
+.PHONY: help setup build guest demo test bench soak lint clean install
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: guest ## All tests: unit, end to end, dependencies; ends with a count
 
 bench: guest ## Measure start-up, memory and sizes; table and JSON in build/bench
 	@$(AS_ROOT) $(TARGET)/bench
+
+soak: guest ## 200 sandboxes in sequence, many side by side, 500 execs: does anything grow? (half an hour)
+	@$(AS_ROOT) $(TARGET)/soak
 
 lint: setup ## Formatting, clippy, shell scripts
 	cargo fmt --all --check

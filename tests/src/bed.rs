@@ -97,6 +97,11 @@ impl Bed {
         &self.containerd
     }
 
+    /// Process id of the snapshotter.
+    pub fn snapshotter_pid(&self) -> u32 {
+        self.snapshotter.pid()
+    }
+
     /// The shims' configuration file.
     pub fn configuration_file(&self) -> PathBuf {
         self.base.join("cloister.toml")

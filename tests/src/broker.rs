@@ -53,6 +53,11 @@ impl Broker {
         format!("http://{}", self.authority)
     }
 
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     /// Its log.
     pub fn log(&self) -> &Path {
         self.daemon.log()

@@ -16,6 +16,7 @@ pub mod containerd;
 pub mod ctr;
 pub mod daemon;
 pub mod leaks;
+pub mod memory;
 pub mod oci;
 pub mod place;
 pub mod pty;

@@ -6,7 +6,6 @@
 #![allow(clippy::print_stdout, reason = "it reports to the terminal")]
 
 mod floor;
-mod memory;
 mod report;
 mod shim;
 
@@ -16,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tests::bed::{Bed, POLICY, Setup};
 use tests::ctr::{BOOT, Run};
+use tests::memory;
 use tests::oci::Image;
 use tests::place;
 

@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use crate::leaks;
 use anyhow::{Context, Result};
-use tests::leaks;
 
 /// The pid of the `program` that serves the container `id`.
 pub fn process(program: &str, id: &str) -> Result<u32> {

@@ -1,0 +1,143 @@
+//! `make soak`: does anything of ours grow? Sandboxes one after the other, as many side by side as memory allows, and execs in one
+//! container that stays; descriptors, threads and memory of every process of ours before and after.
+//!
+//! Takes the number of sandboxes and of execs; 200 and 500 unless said otherwise. Fails where something grew.
+
+#![allow(clippy::print_stdout, reason = "it reports to the terminal")]
+
+mod census;
+
+use std::fs;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use census::{Census, Growth};
+use tests::bed::{Bed, POLICY, Setup};
+use tests::configuration::Initdata;
+use tests::ctr::{BOOT, Run};
+use tests::oci::Image;
+use tests::{memory, place};
+
+const SANDBOXES: usize = 200;
+const EXECS: usize = 500;
+/// After so many of each, caches and heaps have their size.
+const WARM: usize = 5;
+/// Memory of one VM and what runs beside it, in MiB: the guest's own 512 and QEMU's.
+const SANDBOX_MIB: u64 = 768;
+/// Side by side on any machine, however large.
+const MOST_SIDE_BY_SIDE: usize = 64;
+
+fn main() -> ExitCode {
+    match soak() {
+        Ok(growths) if growths.iter().all(Growth::is_flat) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("The soak failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn soak() -> Result<Vec<Growth>> {
+    let number = |position: usize, usual: usize| match std::env::args().nth(position) {
+        Some(text) => text.parse().with_context(|| format!("'{text}' is no number")),
+        None => Ok(usual),
+    };
+    let (sandboxes, execs) = (number(1, SANDBOXES)?, number(2, EXECS)?);
+    let bed = Bed::start(&Setup { name: "soak", containerd: place::CONTAINERD_DEFAULT })?;
+    let result = Soak::new(&bed).and_then(|soak| soak.run(sandboxes, execs));
+    let ended = bed.end();
+    let growths = result?;
+    ended?;
+    println!("\n{:44} {:>9} {:>9}", "", "before", "after");
+    growths.iter().for_each(|growth| println!("{growth}"));
+    Ok(growths)
+}
+
+struct Soak<'a> {
+    bed: &'a Bed,
+    reference: String,
+    initdata: Initdata,
+}
+
+impl<'a> Soak<'a> {
+    fn new(bed: &'a Bed) -> Result<Self> {
+        let initdata = bed.initdata(POLICY);
+        let reference = bed.encrypted(&Image::busybox("echo ready")?, "soak", &initdata)?;
+        Ok(Self { bed, reference, initdata })
+    }
+
+    fn run(&self, sandboxes: usize, execs: usize) -> Result<Vec<Growth>> {
+        let mut growths = self.in_sequence(sandboxes)?;
+        self.side_by_side()?;
+        growths.extend(self.execs(execs)?);
+        Ok(growths)
+    }
+
+    /// Each boots, attests, is given its key, says one word and goes; what stays is the broker and the snapshotter.
+    fn in_sequence(&self, count: usize) -> Result<Vec<Growth>> {
+        let daemons = [("broker", self.bed.broker.pid()), ("snapshotter", self.bed.snapshotter_pid())];
+        let mut before = None;
+        for n in 0..count + WARM {
+            if n == WARM {
+                before = Some(Census::of(&daemons)?);
+            }
+            let id = self.bed.id("seq");
+            let annotation = self.initdata.annotation()?;
+            let finished = self.bed.ctr().run(&Run { image: &self.reference, id: &id, initdata: Some(&annotation), ..Run::default() })?;
+            ensure!(finished.code() == Some(0) && finished.text() == "ready\n", "sandbox {n}: {finished:?}");
+            self.bed.nothing_of(&id)?;
+            println!("sandbox {} of {}", n + 1, count + WARM);
+        }
+        Ok(before.context("no census")?.growth(&Census::of(&daemons)?))
+    }
+
+    /// All of them speak before the first is ended.
+    fn side_by_side(&self) -> Result<()> {
+        let count = usize::try_from(available_mib()? / SANDBOX_MIB)?.clamp(2, MOST_SIDE_BY_SIDE);
+        println!("{count} sandboxes side by side");
+        let reference = self.bed.encrypted(&Image::busybox("echo ready; sleep 36000")?, "side", &self.initdata)?;
+        let annotation = self.initdata.annotation()?;
+        let ids: Vec<String> = (0..count).map(|_| self.bed.id("side")).collect();
+        let start = |id: &String| self.bed.ctr().start(&Run { image: &reference, id, initdata: Some(&annotation), ..Run::default() });
+        let running = ids.iter().map(start).collect::<Result<Vec<_>>>()?;
+        running.iter().try_for_each(|one| one.wait_output(BOOT * 4))?;
+        for id in &ids {
+            self.bed.ctr().call(&["task", "kill", "--signal", "SIGKILL", id])?.succeeded()?;
+        }
+        for one in running {
+            one.finish(BOOT * 4)?;
+        }
+        ids.iter().try_for_each(|id| self.bed.nothing_of(id))
+    }
+
+    /// Processes come and go in a container that stays: the shim must not grow.
+    fn execs(&self, count: usize) -> Result<Vec<Growth>> {
+        let id = self.bed.id("execs");
+        let reference = self.bed.plain(&Image::busybox("echo ready; sleep 36000")?, "execs")?;
+        let running = self.bed.ctr().start(&Run { image: &reference, id: &id, ..Run::default() })?;
+        running.wait_output(BOOT)?;
+        let shim = [("shim", memory::process("containerd-shim-cloister-v2", &id)?), ("qemu", memory::process("qemu-system", &id)?)];
+        let mut before = None;
+        for n in 0..count + WARM {
+            if n == WARM {
+                before = Some(Census::of(&shim)?);
+            }
+            let said = self.bed.ctr().exec(&id, &format!("e{n}"), &[], &["/bin/echo", "x"], b"")?;
+            ensure!(said.text() == "x\n", "exec {n}: {said:?}");
+        }
+        println!("{} execs in one container", count + WARM);
+        let growth = before.context("no census")?.growth(&Census::of(&shim)?);
+        self.bed.ctr().call(&["task", "kill", "--signal", "SIGKILL", &id])?.succeeded()?;
+        running.finish(BOOT)?;
+        self.bed.nothing_of(&id)?;
+        Ok(growth)
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo` (proc(5)).
+fn available_mib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("no MemAvailable in /proc/meminfo")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
+}
