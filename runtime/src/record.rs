@@ -65,6 +65,9 @@ pub struct ProcessId {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Contents {
+    /// The process that made the sandbox: without it nobody tends to the VM.
+    #[serde(default)]
+    owner: Option<ProcessId>,
     vmm: Option<ProcessId>,
     /// Interfaces of the pod that carry our traffic redirection, each with its network namespace.
     #[serde(default)]
@@ -101,7 +104,9 @@ impl Record {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(RecordError::Exists { id: id.to_owned(), path: dir }),
             Err(e) => return Err(io(e)),
         }
-        let record = Self { dir, contents: Contents::default() };
+        let own = std::process::id();
+        let owner = start_time(own).map(|start_time| ProcessId { pid: own, start_time });
+        let record = Self { dir, contents: Contents { owner, ..Contents::default() } };
         record.write()?;
         Ok(record)
     }
@@ -155,6 +160,24 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<(), RecordError> {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError::Io { path: dir, source }),
         _ => Ok(()),
     }
+}
+
+/// Removes every sandbox whose maker is gone, for callers that never run `delete`; gives their ids. One that cannot be removed is logged.
+pub fn remove_orphans(state_dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(state_dir.join(SANDBOXES)) else { return Vec::new() };
+    let mut removed = Vec::new();
+    for id in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        // One that names no owner is being made, or is an older version's.
+        let owner = read(&folder(state_dir, &id).join(FILE)).owner;
+        if owner.is_none_or(|owner| start_time(owner.pid) == Some(owner.start_time)) {
+            continue;
+        }
+        match remove(state_dir, &id) {
+            Ok(()) => removed.push(id),
+            Err(error) => log::warn!(sandbox = id; "orphan: {error}"),
+        }
+    }
+    removed
 }
 
 fn folder(state_dir: &Path, id: &str) -> PathBuf {
@@ -235,6 +258,23 @@ mod tests {
         assert!(matches!(Record::create(&state, "a"), Err(RecordError::Exists { .. })));
         assert!(matches!(Record::create(&state, "../a"), Err(RecordError::Id(_))));
         assert!(matches!(remove(&state, ".."), Err(RecordError::Id(_))));
+        fs::remove_dir_all(&state).unwrap();
+    }
+
+    #[test]
+    fn what_a_dead_process_has_made_is_found_and_nothing_else() {
+        let state = place("orphans");
+        assert!(remove_orphans(&state).is_empty());
+        let _ours = Record::create(&state, "ours").unwrap();
+        let mut theirs = Record::create(&state, "theirs").unwrap();
+        theirs.contents.owner = Some(ProcessId { pid: std::process::id(), start_time: 1 });
+        theirs.write().unwrap();
+        let mut unknown = Record::create(&state, "unknown").unwrap();
+        unknown.contents.owner = None;
+        unknown.write().unwrap();
+        fs::create_dir(folder(&state, "just-begun")).unwrap();
+        assert_eq!(remove_orphans(&state), ["theirs"]);
+        assert!(["ours", "unknown", "just-begun"].iter().all(|id| exists(&state, id)) && !exists(&state, "theirs"));
         fs::remove_dir_all(&state).unwrap();
     }
 

@@ -7,7 +7,7 @@ use crate::{
     rate::Rate,
     record::{self, Record, RecordError},
     vmm::{
-        self, Cmdline, Launch, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
+        self, Cmdline, Command, Launch, Launcher, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
     },
     vsock::{Vsock, VsockListener, VsockStream},
@@ -19,10 +19,11 @@ use protocol::{
     stream::StreamId,
 };
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -49,12 +50,39 @@ pub struct SandboxSpec {
     pub hostname: String,
     /// The pod's network namespace, if it has one.
     pub netns: Option<PathBuf>,
+    /// Without a namespace, whoever configures a fresh one; without either, there is no network.
+    pub configure: Option<Configure>,
     /// The owner's initdata, gzip of TOML; empty for none.
     pub initdata: Vec<u8>,
     /// Virtual CPUs, where not the configuration's.
     pub vcpus: Option<u32>,
     /// Memory in MiB, where not the configuration's.
     pub memory_mib: Option<u32>,
+}
+
+/// Configures the network namespace of a process, told by its id; the error is one line.
+#[derive(Clone)]
+pub struct Configure(Arc<dyn Fn(u32) -> Configuring + Send + Sync>);
+
+/// The work of a [`Configure`].
+pub type Configuring = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+impl Configure {
+    /// What `work` does.
+    pub fn new(work: impl Fn(u32) -> Configuring + Send + Sync + 'static) -> Self {
+        Self(Arc::new(work))
+    }
+
+    /// Does it for the process `pid`.
+    pub fn run(&self, pid: u32) -> Configuring {
+        (self.0)(pid)
+    }
+}
+
+impl std::fmt::Debug for Configure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Configure")
+    }
 }
 
 /// Why a sandbox did not start.
@@ -124,6 +152,9 @@ pub enum SandboxError {
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// What was to configure it.
+    #[error("{0}")]
+    Configure(String),
 }
 
 /// A running sandbox. Dropping it kills the VM; [`Sandbox::stop`] ends it in order and removes what it left.
@@ -174,9 +205,11 @@ impl Sandbox {
         let (vsock, device) = Vsock::for_vm(record.dir()).map_err(vsock_error)?;
         let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
         let requests = vsock.listen(host_port::COURIER).map_err(vsock_error)?;
-        let mut network = match &spec.netns {
-            Some(netns) => network::attach(netns, &mut record).await?,
-            None => Network::default(),
+        let place = Place::take(&id, &spec, &mut record).await?;
+        let mut network = match (&spec.netns, &place) {
+            (Some(netns), _) => network::attach(netns, Some(&mut record)).await?,
+            (None, Place::Kept(launcher)) => network::attach(&launcher.netns(), None).await?,
+            (None, Place::In(_)) => Network::default(),
         };
         let measurement = read_measurement(&initramfs);
         let cmdline = Cmdline { accelerator: choice.accelerator, measurement: measurement.as_deref(), extra: &config.guest.cmdline_extra };
@@ -192,7 +225,7 @@ impl Sandbox {
             vsock: device,
             taps: std::mem::take(&mut network.taps),
         };
-        let process = Process::spawn(&id, qemu.command(launch))?;
+        let process = place.launch(&id, qemu.command(launch))?;
         record.note_vmm(process.pid())?;
         log_stage(&id, "qemu", &mut since);
 
@@ -311,6 +344,36 @@ impl Sandbox {
     }
 }
 
+/// Where the VM's process is to be: always in the container's network namespace, where hooks, CNI and whoever inspects a container look
+/// for it by its process id.
+enum Place {
+    /// The pod's namespace, or none.
+    In(Option<File>),
+    /// A fresh one, configured, with a process in it that becomes the VM.
+    Kept(Launcher),
+}
+
+impl Place {
+    async fn take(id: &str, spec: &SandboxSpec, record: &mut Record) -> Result<Self, SandboxError> {
+        let Some(configure) = spec.configure.as_ref().filter(|_| spec.netns.is_none()) else {
+            let open = |netns: &PathBuf| File::open(netns).map_err(|source| NetworkError::Namespace { netns: netns.clone(), source });
+            return Ok(Self::In(spec.netns.as_ref().map(open).transpose()?));
+        };
+        let program = std::env::current_exe().map_err(|source| SpawnError::Spawn { program: "/proc/self/exe".into(), source })?;
+        let launcher = Launcher::start(id, &program).await?;
+        record.note_vmm(launcher.pid())?;
+        configure.run(launcher.pid()).await.map_err(SandboxError::Configure)?;
+        Ok(Self::Kept(launcher))
+    }
+
+    fn launch(self, id: &str, command: Command) -> Result<Process, SpawnError> {
+        match self {
+            Self::In(netns) => Process::spawn_in(id, command, netns),
+            Self::Kept(launcher) => launcher.launch(&command),
+        }
+    }
+}
+
 /// Where the time of a start goes, for the log and for `make demo`.
 fn log_stage(id: &str, stage: &str, since: &mut Instant) {
     let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -321,6 +384,11 @@ fn log_stage(id: &str, stage: &str, since: &mut Instant) {
 /// Removes everything of a sandbox from its record alone; what is gone already is no error.
 pub fn remove(config: &Config, id: &str) -> Result<(), RecordError> {
     record::remove(&config.state_dir, id)
+}
+
+/// Removes every sandbox whose shim is gone; gives their ids.
+pub fn remove_orphans(config: &Config) -> Vec<String> {
+    record::remove_orphans(&config.state_dir)
 }
 
 async fn remove_blocking(state_dir: PathBuf, id: String) -> Result<(), RecordError> {

@@ -1,6 +1,7 @@
 //! The bundle that containerd made for a container: the parts of its `config.json` that the host's side needs. The agent gets the
 //! whole text and reads it by itself.
 
+use crate::hooks::{self, Hooks};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use std::{
@@ -71,6 +72,10 @@ pub enum Role {
 /// The parts of an OCI runtime spec that the host's side reads. Unknown fields are the guest's business.
 #[derive(Debug, Default, Deserialize)]
 struct Spec {
+    #[serde(default, rename = "ociVersion")]
+    oci_version: String,
+    #[serde(default)]
+    hooks: Option<hooks::Lists>,
     #[serde(default)]
     hostname: String,
     #[serde(default)]
@@ -185,6 +190,22 @@ impl Bundle {
     pub fn netns(&self) -> Option<&Path> {
         let network = self.spec.linux.namespaces.iter().find(|namespace| namespace.kind == "network")?;
         (!network.path.as_os_str().is_empty()).then_some(network.path.as_path())
+    }
+
+    /// Whether the container is to have a network namespace that does not exist yet.
+    pub fn wants_netns(&self) -> bool {
+        self.spec.linux.namespaces.iter().any(|namespace| namespace.kind == "network" && namespace.path.as_os_str().is_empty())
+    }
+
+    /// The hooks of the container `id`, whose bundle this is, in the folder `path`.
+    pub fn hooks(&self, id: &str, path: &Path) -> Hooks {
+        let subject = hooks::Subject {
+            id: id.to_owned(),
+            bundle: path.to_owned(),
+            oci_version: self.spec.oci_version.clone(),
+            annotations: self.spec.annotations.clone().into_iter().collect(),
+        };
+        Hooks::new(subject, self.spec.hooks.clone().unwrap_or_default())
     }
 
     /// Hostname inside: the spec's, else the id, within the kernel's bound.

@@ -1,7 +1,7 @@
 //! `delete`: removes what a shim has left, from disk alone. containerd runs it after every dropped connection, with five seconds for
 //! it, also for one container of a living pod: that one owns no record, so that nothing of its pod is touched.
 
-use crate::{args::Args, group, owner, socket, start};
+use crate::{args::Args, bundle::Bundle, group, owner, socket, start};
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::DeleteResponse;
 use nix::mount::{MntFlags, umount2};
@@ -11,11 +11,13 @@ use std::{
     fs, io,
     io::Write,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 /// What a process that was killed reports: 128 + SIGKILL.
 const KILLED: u32 = 137;
+/// How long `poststop` hooks may take, of the five seconds.
+const HOOKS: Duration = Duration::from_millis(2500);
 /// Most mounts that are taken off one after the other; a bundle has one.
 const MAX_MOUNTS: usize = 64;
 
@@ -35,11 +37,17 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn remove(args: &Args, bundle: &Path) -> Result<()> {
     unmount(&bundle.join("rootfs"));
-    let config = Config::load()?;
     let group = start::group(args, bundle);
-    if group != group::Group::new(&args.address, &args.namespace, &args.id) {
-        return Ok(());
-    }
+    let removed = match group == group::Group::new(&args.address, &args.namespace, &args.id) {
+        true => remove_sandbox(&group, bundle),
+        false => Ok(()),
+    };
+    run_hooks(args, bundle).and(removed)
+}
+
+/// Removes what the shim of the bundle has made.
+fn remove_sandbox(group: &group::Group, bundle: &Path) -> Result<()> {
+    let config = Config::load()?;
     // The VM first: the shim sees its end, and its own end then meets nothing half-way.
     let removed = sandbox::remove(&config, &group.sandbox_id());
     owner::end(bundle);
@@ -49,6 +57,18 @@ fn remove(args: &Args, bundle: &Path) -> Result<()> {
         socket::remove_dead(&path);
     }
     Ok(removed?)
+}
+
+/// `poststop` hooks that the shim did not come to: CNI gives addresses and port mappings back through them.
+fn run_hooks(args: &Args, path: &Path) -> Result<()> {
+    let Ok(bundle) = Bundle::read(path) else { return Ok(()) };
+    let hooks = bundle.hooks(&args.id, path);
+    if !hooks.is_owed() || hooks.check().is_err() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async { tokio::time::timeout(HOOKS, hooks.after_delete()).await });
+    done.with_context(|| format!("poststop hooks did not end within {} ms", HOOKS.as_millis()))
 }
 
 /// Path of the socket that the bundle's shim had.

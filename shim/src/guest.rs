@@ -1,5 +1,6 @@
 //! What the tasks need of a VM. One is [`runtime::sandbox::Sandbox`]; tests bring a guest without one.
 
+use crate::{group, socket};
 use async_trait::async_trait;
 use protocol::{line::LineError, service::AgentClient, stream::StreamId};
 use runtime::{
@@ -40,6 +41,8 @@ pub trait Host: Send + Sync {
     async fn boot(&self, config: &Config, spec: SandboxSpec) -> Result<Arc<dyn Guest>, String>;
     /// Removes what an earlier process has left of a sandbox, and makes a boot that is under way fail.
     async fn remove(&self, config: &Config, id: &str) -> Result<(), String>;
+    /// Removes what shims that are gone have left of their sandboxes.
+    async fn remove_orphans(&self, config: &Config);
 }
 
 /// Real VMs.
@@ -58,6 +61,17 @@ impl Host for Machines {
         // It waits for the end of a process.
         let removed = tokio::task::spawn_blocking(move || sandbox::remove(&config, &id)).await;
         removed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
+    async fn remove_orphans(&self, config: &Config) {
+        let config = config.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            socket::remove_all_dead(&group::socket_dir(&config.state_dir));
+            sandbox::remove_orphans(&config)
+        });
+        for id in removed.await.unwrap_or_default() {
+            log::warn!(sandbox = id; "its shim was gone: removed");
+        }
     }
 }
 

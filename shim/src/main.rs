@@ -2,7 +2,7 @@
 //!
 //! - [`args`], [`caller`], [`start`], [`delete`], [`info`]: the program as its callers run it.
 //! - [`daemon`], [`connections`], [`service`]: the shim that serves a container or pod.
-//! - [`task`], [`stdio`], [`events`]: what it does for its containers. - [`guest`]: their VM.
+//! - [`task`], [`stdio`], [`events`], [`hooks`]: what it does for its containers. - [`guest`]: their VM.
 //! - [`bundle`], [`group`], [`socket`], [`owner`], [`mod@log`]: what there is of it on this host.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -16,6 +16,7 @@ mod delete;
 mod events;
 mod group;
 mod guest;
+mod hooks;
 mod info;
 mod log;
 mod owner;
@@ -26,13 +27,22 @@ mod stdio;
 mod task;
 
 use args::{Args, ArgsError, USAGE};
+use runtime::vmm::launcher;
 use std::{ffi::OsString, process::ExitCode};
 
 /// Exit code of Go's `flag` package for a command line that it does not take.
 const BAD_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = match parse(std::env::args_os().skip(1)) {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((word, rest)) = words.split_first()
+        && word == launcher::ARGUMENT
+    {
+        let Err(error) = launcher::become_vm(rest);
+        eprintln!("containerd-shim-cloister-v2: {error}");
+        return ExitCode::FAILURE;
+    }
+    let args = match parse(words.into_iter()) {
         Ok(args) => args,
         Err(error) => {
             eprintln!("{error}\n{USAGE}");

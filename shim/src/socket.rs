@@ -62,6 +62,16 @@ pub fn remove_dead(path: &Path) {
     }
 }
 
+/// Unlinks every socket in `dir` on which nobody answers.
+pub fn remove_all_dead(dir: &Path) {
+    // Locked, as by `claim`: what is bound and does not listen yet answers nobody either.
+    let Ok(folder) = File::open(dir) else { return };
+    let Ok(_lock) = Flock::lock(folder, FlockArg::LockExclusive) else { return };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        remove_dead(&entry.path());
+    }
+}
+
 /// The address as callers take it.
 pub fn address(path: &Path) -> String {
     format!("unix://{}", path.display())
@@ -83,6 +93,13 @@ mod tests {
         assert!(matches!(claim(&path).unwrap(), Claim::Bound(_)));
         remove_dead(&path);
         assert!(!path.exists());
+        let Claim::Bound(living) = claim(&path).unwrap() else { panic!("served by nobody") };
+        let dead = dir.path().join("s/dead");
+        drop(UnixListener::bind(&dead).unwrap());
+        remove_all_dead(&dir.path().join("s"));
+        assert!(path.exists() && !dead.exists());
+        drop(living);
+        remove_dead(&path);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let Claim::Bound(_listener) = claim(&path).unwrap() else { panic!("served by nobody") };
         assert_eq!((mode(&path), mode(&dir.path().join("s"))), (0o600, 0o700));

@@ -189,6 +189,29 @@ fn delete_answers_twice_and_ends_the_shim() {
 }
 
 #[test]
+fn delete_runs_the_poststop_hooks_that_are_owed() {
+    let node = Node::new();
+    let bundle = node.bundle("c", "");
+    let hooks = |script: &str| format!(r#"{{"hooks":{{"poststop":[{{"path":"/bin/sh","args":["sh","-c","{script}"]}}]}}}}"#);
+    fs::write(bundle.join("config.json"), hooks("cat >> ran; echo >> ran")).unwrap();
+    let delete = || node.command(&CONTAINERD_17, "c", &bundle, "delete").output().unwrap();
+    assert!(delete().status.success() && !bundle.join("ran").exists(), "nothing had begun");
+    fs::write(bundle.join("poststop-owed"), "").unwrap();
+    for _ in 0..2 {
+        assert!(delete().status.success());
+    }
+    let ran = fs::read_to_string(bundle.join("ran")).unwrap();
+    assert!(ran.lines().count() == 1 && ran.contains(r#""id":"c""#) && ran.contains("stopped"), "{ran}");
+    // containerd's five seconds are kept, whatever a hook does.
+    fs::write(bundle.join("config.json"), hooks("sleep 100")).unwrap();
+    fs::write(bundle.join("poststop-owed"), "").unwrap();
+    let began = Instant::now();
+    let output = delete();
+    assert!(began.elapsed() < Duration::from_secs(5) && output.status.success());
+    assert!(text(output.stderr).contains("poststop"));
+}
+
+#[test]
 fn delete_of_nothing_answers_as_well() {
     let node = Node::new();
     let bundle = node.dir.path().join("empty");

@@ -80,14 +80,16 @@ pub struct Network {
 }
 
 /// Moves the network of `netns` to taps; each is noted in the record before it is made. A namespace that has only loopback gives an
-/// empty network.
-pub async fn attach(netns: &Path, record: &mut Record) -> Result<Network, NetworkError> {
+/// empty network. Without a record the namespace is the VM's own: it goes with it, and nothing is taken back.
+pub async fn attach(netns: &Path, record: Option<&mut Record>) -> Result<Network, NetworkError> {
     let links = inside(netns, |links| async move { links.list().await }).await?;
     if links.len() > MAX_INTERFACES {
         return Err(NetworkError::TooMany { netns: netns.to_owned(), what: "interfaces", count: links.len(), max: MAX_INTERFACES });
     }
-    for (n, link) in links.iter().enumerate() {
-        record.note_redirected(Redirected { netns: netns.to_owned(), interface: link.name.clone(), tap: tap_name(n) })?;
+    if let Some(record) = record {
+        for (n, link) in links.iter().enumerate() {
+            record.note_redirected(Redirected { netns: netns.to_owned(), interface: link.name.clone(), tap: tap_name(n) })?;
+        }
     }
     if links.is_empty() {
         return Ok(Network::default());

@@ -45,7 +45,7 @@ async fn the_pods_network_becomes_the_guests_and_is_given_back() {
     let netns = Netns::new("attach");
     let state = std::env::temp_dir().join(format!("cloister-network-{}", std::process::id()));
     let mut record = Record::create(&state, "a").unwrap();
-    let network = attach(&netns.path(), &mut record).await.unwrap();
+    let network = attach(&netns.path(), Some(&mut record)).await.unwrap();
 
     let [interface] = &network.interfaces[..] else { panic!("{:?}", network.interfaces) };
     assert_eq!((interface.name.as_str(), interface.mtu), ("eth0", 1400));
@@ -67,7 +67,7 @@ async fn the_pods_network_becomes_the_guests_and_is_given_back() {
     assert!(!netns.ip(&["link", "show"]).contains("cloister0"));
     // A second attach finds the interface as it was: no qdisc of ours is left to be in the way.
     let mut record = Record::create(&state, "b").unwrap();
-    assert_eq!(attach(&path, &mut record).await.unwrap().interfaces.len(), 1);
+    assert_eq!(attach(&path, Some(&mut record)).await.unwrap().interfaces.len(), 1);
     tokio::task::spawn_blocking(move || {
         crate::record::remove(&state, "b").unwrap();
         std::fs::remove_dir_all(&state).unwrap();
@@ -80,7 +80,7 @@ async fn the_pods_network_becomes_the_guests_and_is_given_back() {
 async fn the_nodes_own_network_is_refused() {
     let state = std::env::temp_dir().join(format!("cloister-network-own-{}", std::process::id()));
     let mut record = Record::create(&state, "a").unwrap();
-    let error = attach(Path::new("/proc/self/ns/net"), &mut record).await.unwrap_err();
+    let error = attach(Path::new("/proc/self/ns/net"), Some(&mut record)).await.unwrap_err();
     assert!(matches!(error, NetworkError::Host(_)), "{error}");
     std::fs::remove_dir_all(&state).unwrap();
 }

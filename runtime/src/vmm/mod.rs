@@ -2,6 +2,7 @@
 
 pub mod accelerator;
 mod cmdline;
+pub mod launcher;
 mod output;
 pub mod pidfd;
 mod process;
@@ -9,6 +10,7 @@ mod qemu;
 pub mod tsc;
 
 pub use cmdline::Cmdline;
+pub use launcher::Launcher;
 pub use process::{Process, SpawnError, VmExit};
 pub use qemu::Qemu;
 

@@ -6,6 +6,7 @@ use super::{
     pidfd::PidFd,
 };
 use std::{
+    fs::File,
     io,
     os::{
         fd::{AsRawFd, RawFd},
@@ -65,13 +66,18 @@ pub struct Process {
 impl Process {
     /// Starts `command`. The process gets SIGKILL when we die, whatever we die of.
     pub fn spawn(sandbox_id: &str, command: Command) -> Result<Self, SpawnError> {
+        Self::spawn_in(sandbox_id, command, None)
+    }
+
+    /// Starts `command` in a network namespace: what asks for the container's by its process id then finds it.
+    pub fn spawn_in(sandbox_id: &str, command: Command, netns: Option<File>) -> Result<Self, SpawnError> {
         let (started, starting) = mpsc::channel();
         let (report, exit) = watch::channel(None);
         let id = sandbox_id.to_owned();
         // The parent-death signal is sent when the *thread* that forked ends (prctl(2)): this one lives as long as the process.
         let guard = move || {
             let program = command.program.clone();
-            let (mut child, handle, output) = match start(&id, command) {
+            let (mut child, handle, output) = match start(&id, command, netns) {
                 Ok(all) => all,
                 Err(source) => return drop(started.send(Err(SpawnError::Spawn { program, source }))),
             };
@@ -131,8 +137,8 @@ fn describe(status: io::Result<ExitStatus>) -> String {
     }
 }
 
-fn start(id: &str, command: Command) -> io::Result<(Child, PidFd, Output)> {
-    let mut child = spawn_child(command)?;
+fn start(id: &str, command: Command, netns: Option<File>) -> io::Result<(Child, PidFd, Output)> {
+    let mut child = spawn_child(command, netns)?;
     // The child was not waited for, so that its number is its own.
     let rest = PidFd::open(child.id()).and_then(|handle| handle.ok_or_else(|| io::ErrorKind::NotFound.into()));
     match rest.and_then(|handle| Ok((handle, Output::read(id, &mut child)?))) {
@@ -145,7 +151,7 @@ fn start(id: &str, command: Command) -> io::Result<(Child, PidFd, Output)> {
     }
 }
 
-fn spawn_child(command: Command) -> io::Result<Child> {
+fn spawn_child(command: Command, netns: Option<File>) -> io::Result<Child> {
     let parent = nix::unistd::getpid();
     let fds: Vec<RawFd> = command.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let mut child = std::process::Command::new(&command.program);
@@ -154,7 +160,7 @@ fn spawn_child(command: Command) -> io::Result<Child> {
     child.env_clear().current_dir("/");
     // A signal to the shim's group is not for the VM.
     child.process_group(0);
-    // SAFETY: between fork and exec only prctl, getppid, close_range and fcntl are called, which are async-signal-safe; nothing
+    // SAFETY: between fork and exec only prctl, getppid, setns, close_range and fcntl are called, which are async-signal-safe; nothing
     // allocates.
     unsafe {
         child.pre_exec(move || {
@@ -162,6 +168,9 @@ fn spawn_child(command: Command) -> io::Result<Child> {
             // We may have died between fork and prctl; then nobody would send the signal.
             if nix::unistd::getppid() != parent {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            if let Some(netns) = &netns {
+                nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
             }
             inherit_only(&fds)
         });

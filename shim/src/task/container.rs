@@ -1,7 +1,7 @@
 //! A container: its first process and its execs.
 
 use super::{Process, TaskError};
-use crate::{bundle::Role, guest::Guest};
+use crate::{bundle::Role, guest::Guest, hooks::Hooks};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -21,6 +21,8 @@ pub struct Container {
     pub role: Role,
     /// The VM that it is in.
     pub guest: Arc<dyn Guest>,
+    /// Its hooks.
+    pub hooks: Hooks,
     /// Its first process.
     pub init: Arc<Process>,
     /// `None` while an exec is being prepared.
@@ -29,8 +31,8 @@ pub struct Container {
 
 impl Container {
     /// A container without execs.
-    pub fn new(id: &str, bundle: PathBuf, role: Role, guest: Arc<dyn Guest>, init: Process) -> Self {
-        Self { id: id.to_owned(), bundle, role, guest, init: Arc::new(init), execs: Mutex::default() }
+    pub fn new(id: &str, bundle: PathBuf, role: Role, guest: Arc<dyn Guest>, hooks: Hooks, init: Process) -> Self {
+        Self { id: id.to_owned(), bundle, role, guest, hooks, init: Arc::new(init), execs: Mutex::default() }
     }
 
     /// Whether the VM ends with it.

@@ -4,6 +4,7 @@ use super::{Container, Process, Reservation, TaskError, Tasks, detached, guest_s
 use crate::{
     bundle::{Bundle, Role},
     guest::Guest,
+    hooks::Hooks,
     stdio::{Ends, Paths},
 };
 use containerd_shim_protos::{
@@ -12,7 +13,7 @@ use containerd_shim_protos::{
 };
 use protobuf::MessageField;
 use protocol::{api, bounds};
-use runtime::config::Config;
+use runtime::{config::Config, sandbox::Configure};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
@@ -32,7 +33,7 @@ impl Tasks {
         bounds::check_id("id", &request.id).map_err(|error| TaskError::Invalid(error.to_string()))?;
         let reservation = self.reserve(&request.id)?;
         let (mut answer, answered) = oneshot::channel();
-        let mut draft = Draft { tasks: self.clone(), request, config: None, guest: None, in_guest: false };
+        let mut draft = Draft { tasks: self.clone(), request, config: None, guest: None, hooks: None, in_guest: false };
         tokio::spawn(async move {
             let result = tokio::select! {
                 biased;
@@ -89,6 +90,15 @@ impl Tasks {
     }
 }
 
+/// The first hooks, as the runtime calls them.
+fn before_create(hooks: &Hooks) -> Configure {
+    let hooks = hooks.clone();
+    Configure::new(move |pid| {
+        let hooks = hooks.clone();
+        Box::pin(async move { hooks.before_create(pid).await.map_err(|error| error.to_string()) })
+    })
+}
+
 /// Whether a client may go and another come: on a terminal, and in a pod, where containerd itself is the client and may restart.
 fn reattaches(role: &Role, paths: &Paths) -> bool {
     paths.terminal || *role != Role::Lone
@@ -102,6 +112,8 @@ struct Draft {
     config: Option<Config>,
     /// Set once its VM is known.
     guest: Option<Arc<dyn Guest>>,
+    /// Set once they may have run.
+    hooks: Option<Hooks>,
     /// Set once the guest may know of it.
     in_guest: bool,
 }
@@ -116,40 +128,55 @@ impl Draft {
             stderr: self.request.stderr.clone(),
             terminal: self.request.terminal,
         };
+        let hooks = bundle.hooks(&self.request.id, Path::new(&self.request.bundle));
+        hooks.check()?;
         let config = guest_spec::config(self.request.options.as_ref())?;
         let ends = Ends::open(&paths, reattaches(&role, &paths), &self.tasks.settings.namespace, &self.request.id).await?;
         let guest = match &role {
-            Role::Sandbox => self.boot(&config, &bundle).await?,
+            Role::Sandbox => self.boot(&config, &bundle, &hooks).await?,
             Role::Lone => {
                 // Side by side: containerd's answer costs nothing beside a boot, and a missing image ends the boot at once.
                 let tasks = self.tasks.clone();
                 let id = self.request.id.clone();
-                let (guest, image) = tokio::try_join!(self.boot(&config, &bundle), image::find(&tasks.settings, &bundle, &id))?;
+                let (guest, image) = tokio::try_join!(self.boot(&config, &bundle, &hooks), image::find(&tasks.settings, &bundle, &id))?;
                 self.fill(&config, &bundle, &paths, &*guest, image).await?;
                 guest
             }
             Role::Member(sandbox) => {
                 let guest = self.tasks.table().guest.clone().ok_or_else(|| TaskError::NoSandbox(sandbox.clone()))?;
                 self.guest = Some(guest.clone());
+                self.hooks = Some(hooks.clone());
+                hooks.before_create(guest.pid()).await?;
                 let image = image::find(&self.tasks.settings, &bundle, &self.request.id).await?;
                 self.fill(&config, &bundle, &paths, &*guest, image).await?;
                 guest
             }
         };
         let init = Process::new(&self.request.id, "", guest.pid(), paths, ends);
-        Ok(Container::new(&self.request.id, self.request.bundle.clone().into(), role, guest, init))
+        Ok(Container::new(&self.request.id, self.request.bundle.clone().into(), role, guest, hooks, init))
     }
 
-    async fn boot(&mut self, config: &Config, bundle: &Bundle) -> Result<Arc<dyn Guest>, TaskError> {
+    async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks) -> Result<Arc<dyn Guest>, TaskError> {
         if self.tasks.table().guest.is_some() {
             return Err(TaskError::SecondSandbox);
         }
-        let spec = guest_spec::build(&self.tasks.settings, config, bundle, &self.request.id)?;
+        let mut spec = guest_spec::build(&self.tasks.settings, config, bundle, &self.request.id)?;
+        if self.tasks.settings.address.is_empty() {
+            // CRI-O never runs `delete`: what a shim that was killed has left waits for the next one.
+            self.tasks.host.remove_orphans(config).await;
+        }
         // The group's socket is ours, so whatever has this name is left from a shim that died (CRI-O never runs `delete`).
         self.tasks.host.remove(config, &spec.sandbox.id).await.map_err(TaskError::Sandbox)?;
         self.config = Some(config.clone());
+        self.hooks = Some(hooks.clone());
+        // A namespace that hooks are to fill has to be there before the VM, which takes its network from it.
+        let fresh = bundle.wants_netns() && !hooks.is_empty();
+        spec.sandbox.configure = fresh.then(|| before_create(hooks));
         let guest = self.tasks.host.boot(config, spec.sandbox).await.map_err(TaskError::Sandbox)?;
         self.guest = Some(guest.clone());
+        if !fresh {
+            hooks.before_create(guest.pid()).await?;
+        }
         if let Some(broker) = &spec.broker {
             guest.allow(broker);
         }
@@ -228,6 +255,9 @@ impl Draft {
                 }
             }
             _ => {}
+        }
+        if let Some(hooks) = self.hooks.take() {
+            hooks.after_delete().await;
         }
     }
 }

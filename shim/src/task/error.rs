@@ -1,7 +1,7 @@
 //! Why a request about a task was not done, with the code that containerd expects for it.
 
 use super::state::Illegal;
-use crate::{bundle::BundleError, stdio::StdioError};
+use crate::{bundle::BundleError, hooks::HookError, stdio::StdioError};
 use thiserror::Error;
 use ttrpc::{Code, get_status};
 
@@ -44,6 +44,9 @@ pub enum TaskError {
     /// A stream's address or its other end.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// A hook of the container's spec.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// What this runtime does not offer.
     #[error("{0} is not supported by the runtime cloister")]
     Unsupported(&'static str),
@@ -73,8 +76,8 @@ impl TaskError {
             Self::NotCreated | Self::NoExec(_) | Self::Finished => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State(_) | Self::InitNotRunning(_) | Self::NoSandbox(_) | Self::SecondSandbox => Code::FAILED_PRECONDITION,
-            Self::Invalid(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
-            Self::Stdio(_) | Self::Sandbox(_) => Code::UNKNOWN,
+            Self::Invalid(_) | Self::Bundle(_) | Self::Hook(HookError::Invalid { .. }) => Code::INVALID_ARGUMENT,
+            Self::Stdio(_) | Self::Sandbox(_) | Self::Hook(_) => Code::UNKNOWN,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Agent { code, .. } => *code,
             Self::Silent(_) => Code::UNAVAILABLE,

@@ -68,6 +68,7 @@ pub fn build(settings: &Settings, config: &Config, bundle: &Bundle, container_id
         id: settings.group.sandbox_id(),
         hostname: bundle.hostname(container_id),
         netns: bundle.netns().map(PathBuf::from),
+        configure: None,
         initdata: initdata.map(|(_, packed)| packed).unwrap_or_default(),
         vcpus,
         memory_mib,

@@ -40,6 +40,7 @@ impl Tasks {
         } else {
             forget_in_guest(container, &container.init).await;
         }
+        container.hooks.after_delete().await;
         if container.init.state() == State::Created {
             self.report_exit(&container.init, exit);
         }

@@ -12,6 +12,8 @@ use tokio::time::timeout;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the rest of a container or pod may take to end after its first process.
 const REST_TIMEOUT: Duration = Duration::from_secs(10);
+/// SIGKILL, as requests have it.
+const KILL: u32 = libc::SIGKILL.cast_unsigned();
 /// Exit status of a process whose end the guest does not tell.
 const UNKNOWN: u32 = 255;
 
@@ -29,13 +31,26 @@ impl Tasks {
                 return Err(TaskError::InitNotRunning(container.id.clone()));
             }
             let pid = process.pid;
+            let hooks = process.exec_id.is_empty().then(|| container.hooks.clone());
+            if let Some(hooks) = &hooks {
+                hooks.before_start(pid).await?;
+            }
             if container.is_sandbox() {
                 tasks.now_running(&process)?;
-                tokio::spawn(tasks.supervise_sandbox(container));
+                tokio::spawn(tasks.clone().supervise_sandbox(container.clone()));
             } else {
                 let bridge = run_in_guest(&container, &process).await?;
                 tasks.now_running(&process)?;
-                tokio::spawn(tasks.supervise(container, process, bridge));
+                tokio::spawn(tasks.clone().supervise(container.clone(), process, bridge));
+            }
+            if let Some(hooks) = hooks
+                && let Err(error) = hooks.after_start(pid).await
+            {
+                // As the specification has it: an error, and the container is stopped.
+                if let Err(left) = tasks.kill(&container.id, "", KILL, false).await {
+                    log::warn!(container = container.id; "kill after a failed hook: {left}");
+                }
+                return Err(error.into());
             }
             Ok(pid)
         })

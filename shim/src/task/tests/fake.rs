@@ -135,6 +135,7 @@ impl Agent for FakeAgent {
 
 struct FakeGuest {
     agent: AgentClient,
+    pid: u32,
     script: Arc<Script>,
     ended: watch::Sender<bool>,
     /// Not shared, only kept: it is no `Sync`.
@@ -148,7 +149,7 @@ impl Guest for FakeGuest {
     }
 
     fn pid(&self) -> u32 {
-        PID
+        self.pid
     }
 
     async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError> {
@@ -181,6 +182,8 @@ struct FakeHost {
     script: Arc<Script>,
     /// Boots begin and never end.
     hang: bool,
+    /// Pid of its VMs.
+    pid: u32,
 }
 
 #[async_trait]
@@ -193,14 +196,25 @@ impl Host for FakeHost {
         if self.script.refuse.lock().unwrap().contains_key("boot") {
             return Err("no kernel".to_owned());
         }
+        // A process that there is: hooks enter its namespace.
+        let pid = match &spec.configure {
+            Some(configure) => {
+                configure.run(std::process::id()).await?;
+                self.script.machines.lock().unwrap().push("configured".to_owned());
+                std::process::id()
+            }
+            None => self.pid,
+        };
         let (host, guest) = UnixStream::pair().unwrap();
         let incoming = futures_util::stream::iter([Ok(guest)]);
         let agent = FakeAgent(self.script.clone());
         let mut server = Server::new().add_listener(Listener::new(incoming)).register_service(create_agent(Arc::new(agent)));
         server.start().await.unwrap();
         let agent = AgentClient::new(Client::new(Socket::new(host)));
-        Ok(Arc::new(FakeGuest { agent, script: self.script.clone(), ended: watch::Sender::new(false), _server: Mutex::new(server) }))
+        Ok(Arc::new(FakeGuest { agent, pid, script: self.script.clone(), ended: watch::Sender::new(false), _server: Mutex::new(server) }))
     }
+
+    async fn remove_orphans(&self, _: &Config) {}
 
     async fn remove(&self, _: &Config, _: &str) -> Result<(), String> {
         self.script.machines.lock().unwrap().push("remove".to_owned());
@@ -234,15 +248,20 @@ pub struct Bench {
 impl Bench {
     /// With boots that succeed at once.
     pub async fn new() -> Self {
-        Self::with(false).await
+        Self::with(false, PID).await
+    }
+
+    /// With VMs whose process is this one.
+    pub async fn here() -> Self {
+        Self::with(false, std::process::id()).await
     }
 
     /// With boots that never end.
     pub async fn slow() -> Self {
-        Self::with(true).await
+        Self::with(true, PID).await
     }
 
-    async fn with(hang: bool) -> Self {
+    async fn with(hang: bool, pid: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (daemon, address) = (Arc::new(Daemon::default()), format!("unix://{}/e", dir.path().display()));
         let mut server = Server::new().bind(&address).unwrap().register_service(create_events(daemon.clone()));
@@ -250,7 +269,7 @@ impl Bench {
         let events = Events::new("default", &address);
         tokio::spawn(events.clone().run());
         let script = Arc::new(Script::default());
-        let host = FakeHost { script: script.clone(), hang };
+        let host = FakeHost { script: script.clone(), hang, pid };
         let settings = Settings { namespace: "default".into(), address: String::new(), group: Group::new("", "default", "c") };
         let tasks = Arc::new(Tasks::new(settings, Box::new(host), events.clone()));
         Self { tasks, script, events, daemon, dir, _server: server }

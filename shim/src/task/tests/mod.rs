@@ -1,6 +1,7 @@
 //! The verbs against a guest without a VM.
 
 mod fake;
+mod hooks;
 mod lone;
 mod pod;
 
