@@ -6,6 +6,7 @@
 
 mod commands;
 mod input;
+mod install;
 mod logger;
 mod output;
 mod snapshotter;
@@ -25,6 +26,10 @@ struct Cli {
 enum Command {
     /// Say whether this host can run guests, and what to do if not
     Check(commands::check::Args),
+    /// Install Cloister on this node: binaries, guest image, configuration of containerd and CRI-O
+    Install(commands::install::InstallArgs),
+    /// Take back what `cloister install` has done to this node
+    Uninstall(commands::install::UninstallArgs),
     /// Build or inspect the guest image: kernel and initramfs
     #[command(subcommand)]
     Guest(commands::guest::Guest),
@@ -44,11 +49,15 @@ enum Command {
     Config(commands::config::Config),
     /// Print a completion script for a shell
     Completion(commands::completion::Args),
+    /// Print the manual page, or write those of all commands into a directory
+    Man(commands::man::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Check(args) => commands::check::run(&args),
+        Command::Install(args) => commands::install::install(&args).map(|()| ExitCode::SUCCESS),
+        Command::Uninstall(args) => commands::install::uninstall(&args).map(|()| ExitCode::SUCCESS),
         Command::Guest(command) => commands::guest::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Image(command) => commands::image::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Broker(command) => commands::broker::run(&command).map(|()| ExitCode::SUCCESS),
@@ -56,6 +65,7 @@ fn main() -> ExitCode {
         Command::Initdata(command) => commands::initdata::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Config(command) => commands::config::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Completion(args) => commands::completion::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => commands::man::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         output::failure(&error);

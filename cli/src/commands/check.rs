@@ -1,5 +1,7 @@
 //! `cloister check`: whether this host can run guests, and what to do if not.
 
+mod enclaves;
+
 use crate::{commands::config, output};
 use anyhow::Result;
 use guest_image::{GuestManifest, MANIFEST_FILE};
@@ -32,6 +34,8 @@ pub(crate) struct Args {
 #[serde(rename_all = "lowercase")]
 enum Status {
     Ok,
+    /// Not to be had here, which is no fault.
+    No,
     Warning,
     Failed,
 }
@@ -51,6 +55,10 @@ struct Finding {
 impl Finding {
     fn ok(what: &'static str, detail: impl Into<String>) -> Self {
         Self { what, status: Status::Ok, detail: detail.into(), remedy: None }
+    }
+
+    fn no(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what, status: Status::No, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 
     fn warning(what: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
@@ -76,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 fn row(finding: &Finding) -> Vec<String> {
     let mark = match finding.status {
         Status::Ok => "ok",
+        Status::No => "no",
         Status::Warning => "warning",
         Status::Failed => "FAILED",
     };
@@ -90,6 +99,7 @@ fn look() -> Vec<Finding> {
         Err(error) => return vec![Finding::failed("configuration", error.to_string(), "correct the file")],
     };
     let mut findings = vec![Finding::ok("configuration", config::source(None)), tee(config.tee), accelerator(&config)];
+    findings.extend(enclaves::findings(&enclaves::Facts::read(&config.vmm.qemu)));
     findings.extend([qemu(&config.vmm.qemu), guest(&config), vsock(), tun(), root(), state_dir(&config.state_dir), shim(), containerd()]);
     findings
 }

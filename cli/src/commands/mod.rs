@@ -7,4 +7,6 @@ pub(crate) mod config;
 pub(crate) mod guest;
 pub(crate) mod image;
 pub(crate) mod initdata;
+pub(crate) mod install;
+pub(crate) mod man;
 pub(crate) mod snapshotter;
