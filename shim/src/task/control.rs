@@ -2,7 +2,7 @@
 
 use super::{Container, Exit, Process, State, TaskError, Tasks, detached};
 use containerd_shim_protos::{
-    cgroups_v2::metrics::{CPUStat, MemoryEvents, MemoryStat, Metrics, PidsStat},
+    cgroups_v2::metrics::{CPUStat, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat},
     events::task::{TaskPaused, TaskResumed},
 };
 use protobuf::MessageField;
@@ -185,6 +185,8 @@ fn metrics(stats: &api::StatsContainerResponse) -> Metrics {
         cpu: MessageField::some(cpu),
         memory: MessageField::some(memory),
         memory_events: MessageField::some(events),
+        // Nothing of a guest's disk is told, but nerdctl crashes where the message is missing.
+        io: MessageField::some(IOStat::default()),
         ..Default::default()
     }
 }
