@@ -32,6 +32,8 @@ pub const MAX_AGENT: u64 = 64 << 20;
 
 /// File name of the kernel in the output directory.
 pub const KERNEL_FILE: &str = "vmlinux";
+/// File name of the kernel as the package has it, a bzImage: firmware starts it (it is an EFI program), and measures it.
+pub const EFI_KERNEL_FILE: &str = "vmlinuz";
 /// File name of the initramfs, compressed or not: the kernel tells by its first bytes.
 pub const INITRAMFS_FILE: &str = "initramfs.cpio";
 /// File name of the manifest.
@@ -44,7 +46,7 @@ pub struct BuildSpec {
     pub kernel_package: PathBuf,
     /// The agent, a static ELF executable.
     pub agent: PathBuf,
-    /// Directory that receives [`KERNEL_FILE`], [`INITRAMFS_FILE`] and [`MANIFEST_FILE`]; made if missing.
+    /// Directory that receives [`KERNEL_FILE`], [`EFI_KERNEL_FILE`], [`INITRAMFS_FILE`] and [`MANIFEST_FILE`]; made if missing.
     pub out: PathBuf,
 }
 
@@ -81,7 +83,7 @@ pub enum BuildError {
     Initramfs(#[from] initramfs::InitramfsError),
 }
 
-/// Builds the guest and writes its three files, each under a temporary name first: a build that ends halfway leaves no file
+/// Builds the guest and writes its four files, each under a temporary name first: a build that ends halfway leaves no file
 /// that looks finished.
 pub fn build(spec: &BuildSpec) -> Result<GuestManifest, BuildError> {
     let package = kernel::KernelPackage::find(&spec.kernel_package)?;
@@ -91,10 +93,17 @@ pub fn build(spec: &BuildSpec) -> Result<GuestManifest, BuildError> {
     let modules = modules::resolve(&package.modules, modules::WANTED)?;
     let archive = initramfs::archive(&agent, &modules)?;
     let (initramfs, compression) = initramfs::compress(archive)?;
-    let manifest = GuestManifest::new(&package.version, &vmlinux, &initramfs, compression, &modules, &agent);
+    let manifest = GuestManifest::new(
+        &package.version,
+        &manifest::Images { kernel: &vmlinux, efi_kernel: &bzimage, initramfs: &initramfs },
+        compression,
+        &modules,
+        &agent,
+    );
 
     fs::create_dir_all(&spec.out).map_err(|source| BuildError::File { path: spec.out.clone(), source })?;
     write(&spec.out.join(KERNEL_FILE), &vmlinux)?;
+    write(&spec.out.join(EFI_KERNEL_FILE), &bzimage)?;
     write(&spec.out.join(INITRAMFS_FILE), &initramfs)?;
     write(&spec.out.join(MANIFEST_FILE), &manifest.to_json())?;
     log::info!(kernel = package.version.as_str(), measurement = manifest.measurement.as_str(); "guest built");
@@ -128,7 +137,7 @@ mod tests {
     use fixture::Package;
     use std::os::unix::fs::PermissionsExt;
 
-    const FILES: [&str; 3] = [KERNEL_FILE, INITRAMFS_FILE, MANIFEST_FILE];
+    const FILES: [&str; 4] = [KERNEL_FILE, EFI_KERNEL_FILE, INITRAMFS_FILE, MANIFEST_FILE];
 
     fn spec(package: &Package, out: &str) -> BuildSpec {
         BuildSpec { kernel_package: package.root().to_owned(), agent: package.agent(), out: package.root().join(out) }

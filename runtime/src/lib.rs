@@ -7,5 +7,6 @@ pub mod network;
 mod rate;
 pub mod record;
 pub mod sandbox;
+pub mod tee;
 pub mod vmm;
 pub mod vsock;

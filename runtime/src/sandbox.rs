@@ -6,8 +6,9 @@ use crate::{
     network::{self, Network, NetworkError},
     rate::Rate,
     record::{self, Record, RecordError},
+    tee::{self, Machine, Request, TeeError},
     vmm::{
-        self, Cmdline, Command, Launch, Launcher, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
+        self, Cmdline, Command, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
     },
     vsock::{Vsock, VsockListener, VsockStream},
@@ -30,6 +31,8 @@ use std::{
 use thiserror::Error;
 use tokio::{io::BufReader, task::JoinSet, time::timeout};
 
+/// The oldest QEMU that any guest starts on.
+pub const OLDEST_QEMU: QemuVersion = QemuVersion { major: 7, minor: 2 };
 /// How long the agent may take to end its processes and power off, before the VM is killed.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long a killed VM may take to be gone.
@@ -54,6 +57,8 @@ pub struct SandboxSpec {
     pub configure: Option<Configure>,
     /// The owner's initdata, gzip of TOML; empty for none.
     pub initdata: Vec<u8>,
+    /// Its digest, which an enclave reports; empty for none.
+    pub initdata_digest: Vec<u8>,
     /// Virtual CPUs, where not the configuration's.
     pub vcpus: Option<u32>,
     /// Memory in MiB, where not the configuration's.
@@ -94,6 +99,9 @@ pub enum SandboxError {
     /// A file that is not there.
     #[error(transparent)]
     Missing(#[from] MissingError),
+    /// The enclave.
+    #[error(transparent)]
+    Tee(#[from] TeeError),
     /// The record.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -163,6 +171,8 @@ pub struct Sandbox {
     state_dir: PathBuf,
     vsock: Vsock,
     process: Process,
+    /// Processes beside it; they end with it.
+    _helpers: Vec<Process>,
     courier: Arc<Courier>,
     agent: AgentClient,
     /// The courier's and the console's tasks; they end with it.
@@ -196,11 +206,14 @@ impl Sandbox {
         let mut since = Instant::now();
         let vsock_error = |source| SandboxError::Vsock { id: id.clone(), source };
         let qemu = Qemu { program: vmm::find_program(&config.vmm.qemu)? };
-        let kernel = vmm::find_guest_file("guest.kernel", &config.guest.kernel)?;
         let initramfs = vmm::find_guest_file("guest.initramfs", &config.guest.initramfs)?;
         let choice = accelerator::choose(config.vmm.accelerator)?;
         log::info!(sandbox = id, accelerator:? = choice.accelerator; "{}", choice.reason);
 
+        let vcpus = spec.vcpus.unwrap_or(config.guest.vcpus);
+        let request = Request { dir: record.dir(), initdata: &spec.initdata_digest, vcpus };
+        let (platform, helpers) = prepare_tee(config, &qemu, &request)?;
+        let kernel = tee::kernel(config, platform.shape.machine)?;
         let scratch = make_scratch(record.dir(), config.guest.scratch_mib)?;
         let (vsock, device) = Vsock::for_vm(record.dir()).map_err(vsock_error)?;
         let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
@@ -211,20 +224,34 @@ impl Sandbox {
             (None, Place::Kept(launcher)) => network::attach(&launcher.netns(), None).await?,
             (None, Place::In(_)) => Network::default(),
         };
-        let measurement = read_measurement(&initramfs);
-        let cmdline = Cmdline { accelerator: choice.accelerator, measurement: measurement.as_deref(), extra: &config.guest.cmdline_extra };
+        // What a guest says of itself where nobody measures it.
+        let measurement = if platform.shape.machine == Machine::Microvm { read_measurement(&initramfs) } else { None };
+        let cmdline = Cmdline {
+            accelerator: choice.accelerator,
+            machine: platform.shape.machine,
+            acpi: platform.shape.acpi,
+            measurement: measurement.as_deref(),
+            extra: &config.guest.cmdline_extra,
+        };
         let launch = Launch {
             sandbox_id: id.clone(),
             cmdline: cmdline.to_text(vmm::tsc::khz),
+            platform,
             kernel,
             initramfs,
-            vcpus: spec.vcpus.unwrap_or(config.guest.vcpus),
+            vcpus,
             memory_mib: spec.memory_mib.unwrap_or(config.guest.memory_mib),
             accelerator: choice.accelerator,
             scratch,
             vsock: device,
             taps: std::mem::take(&mut network.taps),
         };
+        let mut running = Vec::with_capacity(helpers.len());
+        for helper in helpers {
+            let process = Process::spawn(&id, helper.command)?;
+            record.note_helper(process.pid())?;
+            running.push(process);
+        }
         let process = place.launch(&id, qemu.command(launch))?;
         record.note_vmm(process.pid())?;
         log_stage(&id, "qemu", &mut since);
@@ -248,7 +275,7 @@ impl Sandbox {
             Err(error) => return Err(died_or(&id, &process, vsock_error(error)).await),
         };
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
-        let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, courier, agent, _tasks: tasks };
+        let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, _helpers: running, courier, agent, _tasks: tasks };
         sandbox.create(spec, network).await?;
         log_stage(&sandbox.id, "sandbox", &mut since);
         Ok(sandbox)
@@ -372,6 +399,19 @@ impl Place {
             Self::Kept(launcher) => launcher.launch(&command),
         }
     }
+}
+
+/// What the configured enclave asks for, if this QEMU knows it.
+fn prepare_tee(config: &Config, qemu: &Qemu, request: &Request<'_>) -> Result<(tee::Platform, Vec<tee::Helper>), TeeError> {
+    let tee = tee::of(config);
+    // Asked where an old QEMU is likely: it costs the start of a process.
+    if tee.oldest_qemu() > OLDEST_QEMU {
+        let found = QemuVersion::of(&qemu.program)?;
+        if found < tee.oldest_qemu() {
+            return Err(TeeError::OldQemu { tee: tee.name(), wanted: tee.oldest_qemu(), found });
+        }
+    }
+    tee.prepare(request)
 }
 
 /// Where the time of a start goes, for the log and for `make demo`.

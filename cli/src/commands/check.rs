@@ -105,8 +105,17 @@ fn look() -> Vec<Finding> {
 }
 
 fn tee(tee: Tee) -> Finding {
-    match tee {
-        Tee::None => Finding::warning("enclave", "tee = \"none\"", "for development only: nothing protects a guest from this host"),
+    match runtime::tee::resolve(tee) {
+        Tee::Vtpm => Finding::warning(
+            "enclave",
+            "tee = \"vtpm\"",
+            "the TPM is this host's own: it shows a changed guest to whoever trusts this host, and protects nothing from it",
+        ),
+        Tee::Snp => Finding::ok("enclave", "tee = \"snp\""),
+        Tee::Tdx => Finding::ok("enclave", "tee = \"tdx\""),
+        Tee::None | Tee::Auto => {
+            Finding::warning("enclave", "tee = \"none\"", "for development only: nothing protects a guest from this host")
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) enum Guest {
         /// The agent: a static executable
         #[arg(long, value_name = "FILE")]
         agent: PathBuf,
-        /// Directory that receives vmlinux, initramfs.cpio and guest.json
+        /// Directory that receives vmlinux, vmlinuz, initramfs.cpio and guest.json
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// Print guest.json
@@ -64,6 +64,7 @@ fn show(manifest: &GuestManifest, json: bool) -> Result<()> {
     let file = |what: &str, name: &str, size: u64| vec![what.to_owned(), name.to_owned(), output::size(size)];
     let mut rows = vec![
         file("kernel", &format!("{} ({})", manifest.kernel.name, manifest.kernel_version), manifest.kernel.size),
+        file("kernel, EFI", &manifest.efi_kernel.name, manifest.efi_kernel.size),
         file("initramfs", &format!("{} (compression: {})", manifest.initramfs.name, manifest.compression), manifest.initramfs.size),
         file("agent", "/init", manifest.agent.size),
     ];

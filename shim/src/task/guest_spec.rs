@@ -69,6 +69,7 @@ pub fn build(settings: &Settings, config: &Config, bundle: &Bundle, container_id
         hostname: bundle.hostname(container_id),
         netns: bundle.netns().map(PathBuf::from),
         configure: None,
+        initdata_digest: initdata.as_ref().map(|(initdata, _)| initdata.digest().bytes().to_vec()).unwrap_or_default(),
         initdata: initdata.map(|(_, packed)| packed).unwrap_or_default(),
         vcpus,
         memory_mib,
