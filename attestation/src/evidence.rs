@@ -1,6 +1,6 @@
 //! One trait for each side of evidence, so that a TEE is one file: an [`Attester`] in the guest, a [`Verifier`] at the broker.
 
-use crate::{kbs::Tee, report_data::ReportData};
+use crate::{kbs::Tee, report_data::ReportData, tpm::TpmClaims};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{future, pin::Pin};
@@ -107,6 +107,8 @@ pub enum Details {
     /// Nothing more.
     #[default]
     None,
+    /// A TPM.
+    Tpm(TpmClaims),
 }
 
 impl Details {

@@ -11,6 +11,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod client;
+pub mod efi_kernel;
+pub mod event_log;
 pub mod evidence;
 pub mod jcs;
 pub mod jwe;
@@ -19,8 +21,11 @@ pub mod report_data;
 pub mod resource;
 pub mod sample;
 pub mod token;
+pub mod tpm;
 
 mod encoding;
+#[cfg(test)]
+mod vectors;
 
 pub use client::{BrokerClient, ClientError};
 pub use evidence::{Attester, Claims, Details, EvidenceError, Verifier};
