@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod commands;
+mod endorsements;
 mod input;
 mod install;
 mod logger;
