@@ -17,6 +17,8 @@ pub mod evidence;
 pub mod jcs;
 pub mod jwe;
 pub mod kbs;
+#[cfg(feature = "verify")]
+pub mod measure;
 pub mod mismatch;
 pub mod report_data;
 pub mod resource;
