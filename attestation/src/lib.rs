@@ -27,6 +27,7 @@ pub mod snp;
 pub mod tdx;
 pub mod token;
 pub mod tpm;
+pub mod tsm;
 #[cfg(feature = "verify")]
 pub mod x509;
 
