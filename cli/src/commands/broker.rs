@@ -2,7 +2,7 @@
 
 use crate::{input, logger, output};
 use anyhow::{Context, Result, bail};
-use attestation::ResourceUri;
+use attestation::{ResourceUri, tpm::TpmVerifier};
 use clap::Subcommand;
 use key_broker::{AdminClient, AdminToken, Broker as KeyBroker, BrokerConfig, Rule};
 use std::{
@@ -98,7 +98,12 @@ pub(crate) fn run(command: &Broker) -> Result<()> {
         Broker::Serve { listen, store, admin_key, development } => {
             logger::install();
             let admin = AdminToken::load_or_create(admin_key)?;
-            let config = BrokerConfig { development: *development, admin: Some(admin), ..BrokerConfig::new(store) };
+            let config = BrokerConfig {
+                development: *development,
+                verifiers: vec![Box::new(TpmVerifier)],
+                admin: Some(admin),
+                ..BrokerConfig::new(store)
+            };
             input::block_on(serve(listen, config))
         }
         Broker::List { access, json } => {
