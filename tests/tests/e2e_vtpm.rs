@@ -4,6 +4,7 @@
 //! One at a time: they share the shims' configuration.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             another_command_line_is_refused_the_key,
             another_initramfs_is_refused_the_key,
             another_initdata_is_refused_the_key,
+            the_hosts_acpi_tables_run_in_the_guest_unless_its_kernel_reads_none,
         ],
     )
 }
@@ -107,4 +109,35 @@ fn another_initdata_is_refused_the_key(bed: &Bed) -> Result<()> {
         &Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() },
         &["kbs:///tests/image/initdata", "init_data is"],
     )
+}
+
+/// AML that writes `text` to the first serial port when the kernel loads the table: a field of one byte at port 0x3f8 is stored to.
+fn writing_aml(text: &str) -> Vec<u8> {
+    let region = b"\x5b\x80COM1\x01\x0b\xf8\x03\x01";
+    let field = b"\x5b\x81\x0bCOM1\x01DATA\x08";
+    let stores = text.bytes().flat_map(|byte| [b"\x70\x0a".as_slice(), &[byte], b"DATA"].concat());
+    region.iter().chain(field).copied().chain(stores).collect()
+}
+
+/// BadAML: what a host puts into a table runs with the kernel's rights, before there is an agent. The defence of SNP guests, `acpi=off`, is
+/// tried on the same PC without SNP; and containers run without ACPI.
+fn the_hosts_acpi_tables_run_in_the_guest_unless_its_kernel_reads_none(bed: &Bed) -> Result<()> {
+    const MARK: &str = "written-by-the-hosts-aml";
+    let reference = bed.plain(&Image::busybox("echo it ran")?, "acpi")?;
+    let (table, qemu) = (bed.base().join("table.aml"), bed.base().join("qemu-with-a-table"));
+    fs::write(&table, writing_aml(&format!("\n{MARK}\n")))?;
+    let script = "#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 \"$@\" -acpitable sig=SSDT,rev=2,oem_id=HOST,oem_table_id=BADAML,data=";
+    fs::write(&qemu, format!("{script}{}\n", table.display()))?;
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755))?;
+    for (extra, runs) in [("", true), ("acpi=off", false)] {
+        let hostile = Configuration { qemu: qemu.display().to_string(), cmdline_extra: extra.to_owned(), ..vtpm(bed) };
+        hostile.write(&bed.configuration_file())?;
+        let id = bed.id("acpi");
+        let finished = bed.ctr().run(&Run { image: &reference, id: &id, ..Run::default() })?;
+        ensure!(finished.text() == "it ran\n", "{finished:?}");
+        let written = bed.log_lines(MARK)?.iter().any(|line| line.contains(&id));
+        ensure!(written == runs, "with {extra:?} on the command line, the table's code ran: {written}");
+        bed.nothing_of(&id)?;
+    }
+    Ok(())
 }
