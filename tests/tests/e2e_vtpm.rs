@@ -48,7 +48,7 @@ fn measured(bed: &Bed, configuration: &Configuration) -> Result<String> {
 }
 
 /// An image whose key goes to the unchanged guest with `initdata`.
-fn encrypted(bed: &Bed, name: &str, script: &str, initdata: &Initdata) -> Result<String> {
+fn encrypted(bed: &Bed, name: &str, script: &'static str, initdata: &Initdata) -> Result<String> {
     let layout = bed.layout(&Image::busybox(script)?, name)?;
     let file = bed.base().join("images").join(format!("{name}.initdata"));
     fs::write(&file, &initdata.text)?;
