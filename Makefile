@@ -3,6 +3,7 @@
 
 TARGET  := target/x86_64-unknown-linux-gnu/release
 KERNEL  := build/deps/kernel
+FIRMWARE := build/deps/firmware/usr/share/ovmf/OVMF.fd build/deps/firmware-amdsev/usr/share/ovmf/OVMF.amdsev.fd
 GUEST   := build/guest
 PREFIX  := /usr/local
 comma   := ,
@@ -23,7 +24,8 @@ build: setup ## Build every binary: shim, cloister, agent, tests' harness
 
 guest: build ## Build the guest image (kernel and initramfs) into build/guest
 	@mkdir -p $(GUEST)
-	$(TARGET)/cloister guest build --kernel $(KERNEL) --agent $(TARGET)/cloister-agent --out $(GUEST)
+	$(TARGET)/cloister guest build --kernel $(KERNEL) --agent $(TARGET)/cloister-agent \
+		$(addprefix --firmware ,$(FIRMWARE)) --out $(GUEST)
 
 demo: guest ## The main job, told step by step: an encrypted image runs in an attested VM
 	@$(AS_ROOT) $(TARGET)/demo

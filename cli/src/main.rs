@@ -34,6 +34,8 @@ enum Command {
     /// Build or inspect the guest image: kernel and initramfs
     #[command(subcommand)]
     Guest(commands::guest::Guest),
+    /// Print what the configured guest will attest, without launching it
+    Measure(commands::measure::Args),
     /// Encrypt or inspect container images, or announce them to containerd
     #[command(subcommand)]
     Image(commands::image::Image),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Install(args) => commands::install::install(&args).map(|()| ExitCode::SUCCESS),
         Command::Uninstall(args) => commands::install::uninstall(&args).map(|()| ExitCode::SUCCESS),
         Command::Guest(command) => commands::guest::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Measure(args) => commands::measure::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(command) => commands::image::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Broker(command) => commands::broker::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Snapshotter(args) => commands::snapshotter::run(&args).map(|()| ExitCode::SUCCESS),

@@ -1,7 +1,7 @@
 //! The one sandbox of this machine: made once, by CreateSandbox, and then never changed.
 
 use crate::{
-    attester,
+    attester::{self, BindError},
     boot::{clock, modules::Modules},
     containers::ContainerError,
     network::{self, NetworkError},
@@ -10,9 +10,9 @@ use crate::{
     stages::Stages,
     vsock::Courier,
 };
-use attestation::{BrokerClient, ClientError};
+use attestation::{Attester, BrokerClient, ClientError};
 use log::{info, warn};
-use policy::{Initdata, InitdataDigest, InitdataError, Policy, PolicyError};
+use policy::{Initdata, InitdataError, Policy, PolicyError};
 use protocol::api;
 use std::sync::Arc;
 use thiserror::Error;
@@ -25,6 +25,9 @@ pub enum SandboxError {
     /// The owner's configuration.
     #[error(transparent)]
     Initdata(#[from] InitdataError),
+    /// Its measurement.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The policy in it.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -86,6 +89,10 @@ impl Sandbox {
             [] => None,
             packed => Some(Initdata::parse_gzip(packed)?),
         };
+        let digest = initdata.as_ref().map(|(_, digest)| digest.bytes().to_vec());
+        // Before anything else: from here on the evidence says under which initdata this machine runs.
+        let attester = spawn_blocking(move || attester::bind(digest.as_deref())).await;
+        let attester = attester.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         if let Err(e) = clock::set_forward(request.host_time) {
             warn!("clock: {e}");
@@ -98,7 +105,7 @@ impl Sandbox {
         let network = spawn_blocking(move || network::set_up(&modules, &interfaces, &routes)).await;
         network.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let broker = match &initdata {
-            Some((initdata, digest)) => broker(initdata, digest)?,
+            Some((initdata, _)) => broker(initdata, attester)?,
             None => None,
         };
         if let Some(broker) = broker.clone() {
@@ -145,9 +152,8 @@ impl Sandbox {
 }
 
 /// A client of the broker that the initdata names.
-fn broker(initdata: &Initdata, digest: &InitdataDigest) -> Result<Option<Arc<BrokerClient>>, SandboxError> {
+fn broker(initdata: &Initdata, attester: Arc<dyn Attester>) -> Result<Option<Arc<BrokerClient>>, SandboxError> {
     let Some(address) = initdata.broker()? else { return Ok(None) };
     let http = HttpClient::new(Arc::new(Courier), address.cert.as_deref())?;
-    let attester = attester::of_this_machine(digest.bytes());
     Ok(Some(Arc::new(BrokerClient::new(http, &address.url, attester, Some(initdata.toml().to_owned()))?)))
 }

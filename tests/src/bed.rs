@@ -139,7 +139,7 @@ impl Bed {
         let layout = self.layout(image, name)?;
         let file = self.base.join("images").join(format!("{name}.initdata"));
         fs::write(&file, &initdata.text)?;
-        let release = Release { key: &format!("kbs:///tests/image/{name}"), initdata: &file, launch_measurement: None };
+        let release = Release { key: &format!("kbs:///tests/image/{name}"), initdata: &file, tee: "sample", launch_measurement: None };
         self.broker.encrypt(&layout, "1", &release)
     }
 

@@ -68,7 +68,8 @@ fn another_measurement_is_refused_the_key(bed: &Bed) -> Result<()> {
     let layout = bed.layout(&Image::busybox("echo it ran")?, "measured")?;
     let file = bed.base().join("measured.initdata");
     std::fs::write(&file, &initdata.text)?;
-    let release = Release { key: "kbs:///tests/image/measured", initdata: &file, launch_measurement: Some(&"00".repeat(48)) };
+    let release =
+        Release { key: "kbs:///tests/image/measured", initdata: &file, tee: "sample", launch_measurement: Some(&"00".repeat(48)) };
     let reference = bed.provide(&bed.broker.encrypt(&layout, "1", &release)?, "measured")?;
     let (id, annotation) = (bed.id("measured"), initdata.annotation()?);
     bed.refused(

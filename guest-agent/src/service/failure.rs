@@ -55,7 +55,11 @@ impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Self {
         let code = match &error {
             SandboxError::Initdata(_) | SandboxError::Policy(_) | SandboxError::Broker(_) => Code::INVALID_ARGUMENT,
-            SandboxError::Http(_) | SandboxError::Network(_) | SandboxError::Aborted(_) | SandboxError::Hostname(_) => Code::INTERNAL,
+            SandboxError::Http(_)
+            | SandboxError::Network(_)
+            | SandboxError::Aborted(_)
+            | SandboxError::Hostname(_)
+            | SandboxError::Bind(_) => Code::INTERNAL,
         };
         Self::new(code, error.to_string())
     }
