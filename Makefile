@@ -11,7 +11,7 @@ comma   := ,
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME$(comma)CARGO_HOME$(comma)RUST_BACKTRACE$(comma)RUST_TEST_THREADS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build guest demo test bench soak lint clean install
+.PHONY: help setup build guest demo nerdctl test bench soak lint clean install
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +30,11 @@ guest: build ## Build the guest image (kernel and initramfs) into build/guest
 demo: guest ## The main job, told step by step: an encrypted image runs in an attested VM
 	@$(AS_ROOT) $(TARGET)/demo
 
-test: guest ## All tests: unit, end to end, dependencies; ends with a count
+test: guest nerdctl ## All tests: unit, end to end, dependencies; ends with a count
 	@AS_ROOT="$(AS_ROOT)" scripts/run-tests
+
+nerdctl: setup ## Build nerdctl below build/deps, for its tests (once)
+	@scripts/setup-nerdctl
 
 bench: guest ## Measure start-up, memory and sizes; table and JSON in build/bench
 	@$(AS_ROOT) $(TARGET)/bench

@@ -34,13 +34,16 @@ pub fn main(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> ExitCode {
     match run(setup, threads, tests) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            // One failure, so that nobody who counts takes a bed that did not start for a file without tests.
-            println!("error: {error:#}");
-            println!("test result: FAILED. 0 passed; {} failed; 0 ignored; 0 measured; 0 filtered out", tests.len().max(1));
-            ExitCode::FAILURE
-        }
+        Err(error) => cannot_start(&error, tests.len()),
     }
+}
+
+/// Reports that none of a file's tests could run.
+pub fn cannot_start(error: &anyhow::Error, tests: usize) -> ExitCode {
+    // One failure at least, so that nobody who counts takes a bed that did not start for a file without tests.
+    println!("error: {error:#}");
+    println!("test result: FAILED. 0 passed; {} failed; 0 ignored; 0 measured; 0 filtered out", tests.max(1));
+    ExitCode::FAILURE
 }
 
 fn run(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> Result<bool> {
