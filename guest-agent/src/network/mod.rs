@@ -62,9 +62,12 @@ pub fn set_up(modules: &Modules, pod: &api::CreateSandboxRequest) -> Result<(), 
     modules.load(Stage::Net)?;
     let devices = Devices::open().map_err(refused("open"))?;
     let mut netlink = Netlink::open().map_err(refused("open"))?;
+    // Out of each other's way first: the kernel may have given one of them the name that another is to have.
+    let aside = interfaces.iter().enumerate().map(|(n, interface)| set_aside(&devices, n, interface));
+    let aside = aside.collect::<Result<Vec<_>, _>>()?;
     let mut indexes = Vec::new();
-    for interface in interfaces {
-        let index = raise(&devices, &mut netlink, interface)?;
+    for (interface, (now, index)) in interfaces.iter().zip(aside) {
+        raise(&devices, &mut netlink, interface, &now, index)?;
         indexes.push((interface.name.as_str(), index));
     }
     // Routes on the link first: a gateway must be reachable when it is named.
@@ -85,14 +88,26 @@ pub fn set_up(modules: &Modules, pod: &api::CreateSandboxRequest) -> Result<(), 
     Ok(())
 }
 
-fn raise(devices: &Devices, netlink: &mut Netlink, interface: &api::Interface) -> Result<u32, NetworkError> {
+/// Finds an interface's device: its name from here on, which is nobody else's, and its index.
+fn set_aside(devices: &Devices, n: usize, interface: &api::Interface) -> Result<(String, u32), NetworkError> {
     let name = &interface.name;
     let what = |what: &str| refused(format!("interface {name}: {what}"));
     let found = device::by_mac(&interface.mac).map_err(what("find device"))?;
     let no_device = || NetworkError::NoDevice { name: name.clone(), mac: hex::encode(&interface.mac) };
     let (old, index) = found.ok_or_else(no_device)?;
-    if old != *name {
-        devices.rename(&old, name).map_err(what("name"))?;
+    if old == *name {
+        return Ok((old, index));
+    }
+    let aside = format!("moving{n}");
+    devices.rename(&old, &aside).map_err(what("name"))?;
+    Ok((aside, index))
+}
+
+fn raise(devices: &Devices, netlink: &mut Netlink, interface: &api::Interface, now: &str, index: u32) -> Result<(), NetworkError> {
+    let name = &interface.name;
+    let what = |what: &str| refused(format!("interface {name}: {what}"));
+    if now != name {
+        devices.rename(now, name).map_err(what("name"))?;
     }
     devices.set_mtu(name, interface.mtu).map_err(what("MTU"))?;
     devices.up(name).map_err(what("up"))?;
@@ -100,7 +115,7 @@ fn raise(devices: &Devices, netlink: &mut Netlink, interface: &api::Interface) -
         let (address, prefix) = cidr(text)?;
         netlink.add_address(index, address, prefix).map_err(what(text))?;
     }
-    Ok(index)
+    Ok(())
 }
 
 fn add_route(netlink: &mut Netlink, route: &api::Route, index: u32) -> Result<(), NetworkError> {
