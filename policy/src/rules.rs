@@ -34,6 +34,8 @@ pub(crate) struct AllowRules {
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,
     pub(crate) output: bool,
+    pub(crate) share_processes: bool,
+    pub(crate) port_forward: Allow<u16>,
 }
 
 impl Default for AllowRules {
@@ -51,6 +53,8 @@ impl Default for AllowRules {
             stdin: false,
             // Output is what the workload itself chose to print; a job whose result cannot be seen is rarely what is wanted.
             output: true,
+            share_processes: false,
+            port_forward: Allow::default(),
         }
     }
 }
@@ -83,6 +87,7 @@ impl Rules {
             ("allow.mounts", self.allow.mounts.length()),
             ("allow.exec", self.allow.exec.length()),
             ("allow.signals", self.allow.signals.length()),
+            ("allow.port_forward", self.allow.port_forward.length()),
         ];
         if let Some((key, _)) = lengths.iter().find(|(_, length)| length.is_some_and(|n| n > MAX_ENTRIES)) {
             return Err(PolicyError(format!("{key}: more than {MAX_ENTRIES} entries")));

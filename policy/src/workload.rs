@@ -17,6 +17,8 @@
 //! terminal = false
 //! stdin = false
 //! output = true                      # stdout and stderr reach the host
+//! share_processes = false            # containers of the pod see each other's processes
+//! port_forward = false               # ports of the pod's loopback
 //! ```
 //!
 //! Three doors, from the widest:
@@ -70,6 +72,8 @@ pub struct Overrides {
     pub mounts: Vec<String>,
     /// A terminal instead of pipes.
     pub terminal: bool,
+    /// The process namespace of the pod instead of one of its own.
+    pub share_processes: bool,
 }
 
 /// Streams that the host wants to connect.
@@ -162,6 +166,9 @@ impl Policy {
         for mount in &overrides.mounts {
             one(&Some(mount.clone()), &allow.mounts, "mount at", "mounts")?;
         }
+        if overrides.share_processes && !allow.share_processes {
+            return Err(off("the pod's process namespace", "share_processes"));
+        }
         self.stdio(Stdio { terminal: overrides.terminal, ..Stdio::default() })
     }
 
@@ -184,10 +191,19 @@ impl Policy {
         ];
         for (asked, allowed, what, key) in wanted {
             if asked && !allowed {
-                return Err(denial(what.into(), &format!("allow.{key} is false"), format!("set allow.{key} = true")));
+                return Err(off(what, key));
             }
         }
         Ok(())
+    }
+
+    /// May the host connect to this port of the pod's loopback?
+    pub fn port_forward(&self, port: u16) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        if allow.port_forward.allows(|allowed| *allowed == port) {
+            return Ok(());
+        }
+        Err(not_allowed(format!("connection to port {port}"), "port_forward", &port.to_string()))
     }
 
     /// May the host send this signal?
@@ -202,6 +218,10 @@ impl Policy {
 
 fn denial(asked: String, rule: &str, remedy: String) -> Denial {
     Denial { asked, rule: rule.into(), remedy: format!("{remedy} in policy.toml of the initdata") }
+}
+
+fn off(asked: &str, key: &str) -> Denial {
+    denial(asked.into(), &format!("allow.{key} is false"), format!("set allow.{key} = true"))
 }
 
 fn not_allowed(asked: String, key: &str, entry: &str) -> Denial {
@@ -236,7 +256,8 @@ mod tests {
             ("allow.cwd", Overrides { cwd: Some("/tmp".into()), ..none.clone() }),
             ("allow.capabilities", Overrides { capabilities: strings(&["CAP_SYS_ADMIN"]), ..none.clone() }),
             ("allow.mounts", Overrides { mounts: strings(&["/etc"]), ..none.clone() }),
-            ("allow.terminal", Overrides { terminal: true, ..none }),
+            ("allow.terminal", Overrides { terminal: true, ..none.clone() }),
+            ("allow.share_processes", Overrides { share_processes: true, ..none }),
         ]
     }
 
@@ -250,6 +271,7 @@ mod tests {
         assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
         assert_eq!(policy.image("x", OTHER), Ok(()));
         assert_eq!(policy.signal(10), Ok(()));
+        assert_eq!(policy.port_forward(80), Ok(()));
         assert_eq!(policy.stdio(Stdio { stdin: true, output: true, terminal: true }), Ok(()));
     }
 
@@ -268,6 +290,7 @@ mod tests {
         assert!(policy.exec(&strings(&["id"])).is_err());
         assert!(policy.stdio(Stdio { stdin: true, ..Stdio::default() }).is_err());
         assert!(policy.signal(10).is_err());
+        assert!(policy.port_forward(80).is_err());
         assert_eq!(policy.signal(15), Ok(()));
     }
 
@@ -298,7 +321,7 @@ mod tests {
     fn lists_allow_what_they_name_and_no_more() {
         let policy = Policy::parse(
             "[allow]\nargs = [[\"/bin/sh\", \"-c\", \"id\"]]\nenv = [\"TZ\", \"MODE=batch\"]\nuser = [\"0:0\"]\ncwd = [\"/tmp\"]\n\
-             capabilities = [\"CAP_SYS_ADMIN\"]\nmounts = [\"/etc\"]\nexec = [[\"id\"]]\nsignals = [10]\nterminal = true\noutput = false\n",
+             capabilities = [\"CAP_SYS_ADMIN\"]\nmounts = [\"/etc\"]\nexec = [[\"id\"]]\nsignals = [10]\nterminal = true\nshare_processes = true\nport_forward = [8080]\noutput = false\n",
         )
         .unwrap();
         for (key, overrides) in each_override() {
@@ -314,6 +337,8 @@ mod tests {
         assert!(policy.exec(&strings(&["id", "-u"])).is_err());
         assert_eq!(policy.signal(10), Ok(()));
         assert!(policy.signal(12).is_err());
+        assert_eq!(policy.port_forward(8080), Ok(()));
+        assert!(policy.port_forward(8081).unwrap_err().to_string().contains("allow.port_forward"));
         assert!(policy.stdio(Stdio { output: true, ..Stdio::default() }).is_err());
     }
 }

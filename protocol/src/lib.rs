@@ -3,6 +3,7 @@
 //! - `api`: the messages and the ttrpc service, generated from `proto/agent.proto`.
 //! - [`bounds`]: the bound of every field, checked by the agent before it looks at anything else.
 //! - [`stream`]: the framing of stdio streams, one vsock connection each.
+//! - [`forward`]: TCP connections of the host to ports of the guest's loopback.
 //! - [`courier`]: what the guest may ask of the host: blobs by digest, TCP tunnels.
 //! - [`console`]: the first line of a guest that is up, and the agent's log lines after it.
 //!
@@ -17,6 +18,7 @@ mod generated {
 pub mod bounds;
 pub mod console;
 pub mod courier;
+pub mod forward;
 pub mod line;
 pub mod stream;
 
@@ -31,6 +33,8 @@ pub mod guest_port {
     pub const RPC: u32 = 1024;
     /// Stdio streams, see [`crate::stream`].
     pub const STREAM: u32 = 1025;
+    /// See [`crate::forward`].
+    pub const FORWARD: u32 = 1026;
 }
 
 /// Where the host listens, for this guest only.

@@ -3,7 +3,7 @@
 use crate::{
     config::{Config, ConfigError},
     courier::Courier,
-    network::{self, Network, NetworkError},
+    network::{self, Loopback, Network, NetworkError},
     rate::Rate,
     record::{self, Record, RecordError},
     tee::{self, Machine, Request, TeeError},
@@ -13,6 +13,7 @@ use crate::{
     },
     vsock::{Vsock, VsockListener, VsockStream},
 };
+use protobuf::MessageField;
 use protocol::{
     api, console, guest_port, host_port,
     line::{self, LineError},
@@ -20,12 +21,13 @@ use protocol::{
     stream::StreamId,
 };
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
@@ -59,6 +61,10 @@ pub struct SandboxSpec {
     pub initdata: Vec<u8>,
     /// Its digest, which an enclave reports; empty for none.
     pub initdata_digest: Vec<u8>,
+    /// Kernel parameters of the pod.
+    pub sysctls: BTreeMap<String, String>,
+    /// Where its containers look names up.
+    pub dns: api::Dns,
     /// Virtual CPUs, where not the configuration's.
     pub vcpus: Option<u32>,
     /// Memory in MiB, where not the configuration's.
@@ -175,8 +181,8 @@ pub struct Sandbox {
     _helpers: Vec<Process>,
     courier: Arc<Courier>,
     agent: AgentClient,
-    /// The courier's and the console's tasks; they end with it.
-    _tasks: JoinSet<()>,
+    /// The courier's, the console's and the port forwarder's tasks; they end with it.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl std::fmt::Debug for Sandbox {
@@ -275,8 +281,21 @@ impl Sandbox {
             Err(error) => return Err(died_or(&id, &process, vsock_error(error)).await),
         };
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
-        let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, _helpers: running, courier, agent, _tasks: tasks };
+        let sandbox = Self {
+            id,
+            state_dir: config.state_dir.clone(),
+            vsock,
+            process,
+            _helpers: running,
+            courier,
+            agent,
+            tasks: Mutex::new(tasks),
+        };
+        let netns = spec.netns.clone();
         sandbox.create(spec, network).await?;
+        if let Some(netns) = netns {
+            sandbox.forward_ports(&netns).await;
+        }
         log_stage(&sandbox.id, "sandbox", &mut since);
         Ok(sandbox)
     }
@@ -288,6 +307,9 @@ impl Sandbox {
             hostname: spec.hostname,
             interfaces: network.interfaces,
             routes: network.routes,
+            neighbours: network.neighbours,
+            dns: MessageField::some(spec.dns),
+            sysctls: spec.sysctls.into_iter().collect(),
             initdata: spec.initdata,
             host_time: i64::try_from(now).unwrap_or_default(),
             ..Default::default()
@@ -304,6 +326,21 @@ impl Sandbox {
         };
         log::info!(sandbox = self.id, initdata = answer.initdata_digest; "sandbox ready");
         Ok(())
+    }
+
+    /// Lets the namespace's loopback lead to the guest's. A kernel without the means (before 5.9) has pods without port forwarding.
+    async fn forward_ports(&self, netns: &Path) {
+        match Loopback::listen(netns).await {
+            Ok(loopback) => {
+                let (vsock, id) = (self.vsock.clone(), self.id.clone());
+                self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+                    if let Err(error) = loopback.serve(vsock).await {
+                        log::warn!(sandbox = id; "port forward: {error}");
+                    }
+                });
+            }
+            Err(error) => log::warn!(sandbox = self.id; "no port forwarding: {error}"),
+        }
     }
 
     /// Its id.
@@ -367,6 +404,8 @@ impl Sandbox {
                 log::error!(sandbox = self.id, pid = self.process.pid(); "the VM is not gone after SIGKILL");
             }
         }
+        // Sockets in the pod's namespace would keep it alive.
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         remove_blocking(self.state_dir.clone(), self.id.clone()).await
     }
 }

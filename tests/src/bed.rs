@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 use crate::broker::{Broker, Release};
 use crate::configuration::{Configuration, Initdata};
 use crate::containerd::{Containerd, Options};
+use crate::cri::Cri;
+use crate::cri::configuration::Node;
+use crate::cri::network::Network;
 use crate::ctr::{Ctr, Run};
 use crate::daemon::{self, Daemon};
 use crate::leaks::{self, Watch};
@@ -49,6 +52,7 @@ pub struct Bed {
     pub broker: Broker,
     snapshotter: Daemon,
     containerd: Containerd,
+    pods: Option<(Cri, Node)>,
     watch: Watch,
     count: AtomicUsize,
 }
@@ -56,6 +60,15 @@ pub struct Bed {
 impl Bed {
     /// Starts everything, after ending what an interrupted run of the same bed may have left.
     pub fn start(setup: &Setup<'_>) -> Result<Self> {
+        Self::start_as(setup, false)
+    }
+
+    /// The same with a CRI and a network for its pods.
+    pub fn start_with_cri(setup: &Setup<'_>) -> Result<Self> {
+        Self::start_as(setup, true)
+    }
+
+    fn start_as(setup: &Setup<'_>, cri: bool) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "containerd needs root: run `make test`, which uses sudo where needed");
         let base = place::build()?.join("t").join(setup.name);
         clear(&base)?;
@@ -65,8 +78,7 @@ impl Bed {
         // The longest of all: the shim's socket, named by 32 hexadecimal digits.
         place::socket(state.join("s").join("0".repeat(32)))?;
         let containerd_directory = base.join("c");
-        let bundles = containerd_directory.join("state/io.containerd.runtime.v2.task/default");
-        let watch = Watch::new(&base, &state, &bundles);
+        let watch = Watch::new(&base, &state, &containerd_directory.join("state"));
 
         let registry = Registry::start(&base, "registry")?;
         let broker = Broker::start(&base, "broker")?;
@@ -75,11 +87,19 @@ impl Bed {
         let file = base.join("cloister.toml");
         configuration.write(&file)?;
         let (snapshotter, socket) = start_snapshotter(&base)?;
-        let options =
-            Options { version: setup.containerd, directory: &containerd_directory, shim_configuration: &file, snapshotter: &socket };
+        let node = cri.then(|| Node::new(&base, setup.name, setup.containerd, &registry)).transpose()?;
+        let options = Options {
+            version: setup.containerd,
+            directory: &containerd_directory,
+            shim_configuration: &file,
+            snapshotter: &socket,
+            pods: node.as_ref(),
+        };
         let containerd = Containerd::start(&options)?;
+        let connected = node.map(|node| Ok::<_, anyhow::Error>((Cri::connect(&containerd.socket(), &base.join("logs"))?, node)));
+        let pods = connected.transpose()?;
         let version = setup.containerd.to_owned();
-        Ok(Self { base, version, configuration, registry, broker, snapshotter, containerd, watch, count: AtomicUsize::new(0) })
+        Ok(Self { base, version, configuration, registry, broker, snapshotter, containerd, pods, watch, count: AtomicUsize::new(0) })
     }
 
     /// Its directory.
@@ -95,6 +115,16 @@ impl Bed {
     /// Its containerd.
     pub fn containerd(&self) -> &Containerd {
         &self.containerd
+    }
+
+    /// The client of its CRI.
+    pub fn cri(&self) -> Result<&Cri> {
+        Ok(&self.pods.as_ref().context("this bed has no CRI")?.0)
+    }
+
+    /// The network of its pods.
+    pub fn network(&self) -> Result<&Network> {
+        Ok(&self.pods.as_ref().context("this bed has no CRI")?.1.network)
     }
 
     /// Process id of the snapshotter.
@@ -180,6 +210,9 @@ impl Bed {
         self.snapshotter.stop()?;
         self.broker.stop()?;
         self.registry.stop()?;
+        if let Some((_, node)) = &self.pods {
+            node.network.remove()?;
+        }
         self.watch.nothing(&[])
     }
 }

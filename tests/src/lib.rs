@@ -13,6 +13,7 @@ pub mod broker;
 pub mod command;
 pub mod configuration;
 pub mod containerd;
+pub mod cri;
 pub mod crio;
 pub mod ctr;
 pub mod daemon;

@@ -4,12 +4,13 @@ use crate::containers::{
     cgroup::Cgroup,
     derive::{Derived, default_capabilities},
     host_spec::HostSpec,
+    pod::Shared,
 };
 use oci_spec::{
     OciSpecError,
     runtime::{
-        Linux, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process, ProcessBuilder, Root, RootBuilder, Spec, User,
-        UserBuilder,
+        Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process, ProcessBuilder, Root, RootBuilder,
+        Spec, User, UserBuilder,
     },
 };
 use std::path::Path;
@@ -57,6 +58,8 @@ pub struct Bundle<'a> {
     pub hostname: &'a str,
     /// Whether the host may weaken what is hidden: only where nothing is protected from it anyway.
     pub open: bool,
+    /// What is its pod's.
+    pub shared: &'a Shared,
 }
 
 impl Bundle<'_> {
@@ -66,7 +69,8 @@ impl Bundle<'_> {
         spec.set_version("1.0.2".to_owned());
         let root: Root = RootBuilder::default().path(rootfs).readonly(self.host.readonly_root).build()?;
         spec.set_root(Some(root));
-        spec.set_hostname(Some(self.hostname.to_owned()));
+        // In the machine's own namespace it is set already, and libcontainer refuses to set it there.
+        spec.set_hostname((!self.shared.uts).then(|| self.hostname.to_owned()));
         spec.set_process(Some(process(self.process, &self.host.process)?));
         spec.set_mounts(Some(self.mounts()?));
         spec.set_linux(Some(self.linux()?));
@@ -79,6 +83,11 @@ impl Bundle<'_> {
         let mut mounts = Vec::new();
         for (destination, typ, source, options) in MOUNTS {
             let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+            if let (&"/dev/shm", Some(shm)) = (destination, self.shared.ipc.as_deref().and_then(Path::to_str)) {
+                let options = ["rbind", "nosuid", "noexec", "nodev"].map(str::to_owned);
+                mounts.push(mount(destination, "bind", shm, options.into())?);
+                continue;
+            }
             mounts.push(mount(destination, typ, source, options)?);
         }
         for (destination, options) in &self.host.tmpfs {
@@ -91,16 +100,7 @@ impl Bundle<'_> {
 
     fn linux(&self) -> Result<Linux, OciSpecError> {
         let mut linux = Linux::default();
-        // The network is the guest's own: the pod is the machine.
-        let new = [
-            LinuxNamespaceType::Pid,
-            LinuxNamespaceType::Ipc,
-            LinuxNamespaceType::Uts,
-            LinuxNamespaceType::Mount,
-            LinuxNamespaceType::Cgroup,
-        ];
-        let namespaces = new.into_iter().map(|typ| LinuxNamespaceBuilder::default().typ(typ).build()).collect::<Result<_, _>>()?;
-        linux.set_namespaces(Some(namespaces));
+        linux.set_namespaces(Some(self.namespaces()?));
         linux.set_cgroups_path(Some(Cgroup::spec_path(self.name)));
         linux.set_resources(Some(self.host.resources.clone()));
         linux.set_seccomp(self.host.seccomp.clone());
@@ -114,6 +114,24 @@ impl Bundle<'_> {
         linux.set_masked_paths(Some(self.paths(MASKED, self.host.masked_paths.as_ref())));
         linux.set_readonly_paths(Some(self.paths(READONLY, self.host.readonly_paths.as_ref())));
         Ok(linux)
+    }
+
+    /// The network is the machine's, which is the pod; so is whatever else is shared, but for processes, among which the agent's would be.
+    fn namespaces(&self) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+        let new = |typ| LinuxNamespaceBuilder::default().typ(typ).build();
+        let mut namespaces = vec![new(LinuxNamespaceType::Mount)?, new(LinuxNamespaceType::Cgroup)?];
+        if self.shared.ipc.is_none() {
+            namespaces.push(new(LinuxNamespaceType::Ipc)?);
+        }
+        if !self.shared.uts {
+            namespaces.push(new(LinuxNamespaceType::Uts)?);
+        }
+        let pid = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid);
+        namespaces.push(match &self.shared.pid {
+            Some(path) => pid.path(path).build()?,
+            None => pid.build()?,
+        });
+        Ok(namespaces)
     }
 
     /// The host may add to what is hidden; it may take away only where the door is open.
@@ -163,7 +181,9 @@ mod tests {
 
     fn spec(host: &HostSpec, open: bool) -> Spec {
         let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), ..Derived::default() };
-        Bundle { name: "c1", host, process: &process, hostname: "pod", open }.spec(Path::new("/rootfs")).unwrap()
+        Bundle { name: "c1", host, process: &process, hostname: "pod", open, shared: &Shared::default() }
+            .spec(Path::new("/rootfs"))
+            .unwrap()
     }
 
     fn host(linux: serde_json::Value) -> HostSpec {
@@ -179,6 +199,29 @@ mod tests {
         assert_eq!(namespaces.len(), 5);
         assert!(namespaces.iter().all(|n| n.path().is_none()));
         assert!(spec.hooks().is_none());
+    }
+
+    #[test]
+    fn what_is_shared_is_the_machines_and_the_pods() {
+        let shared = Shared { ipc: Some("/pods/shm".into()), uts: true, pid: Some("/proc/7/ns/pid".into()) };
+        let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), ..Derived::default() };
+        let host = host(json!({}));
+        let bundle = Bundle { name: "c1", host: &host, process: &process, hostname: "pod", open: true, shared: &shared };
+        let spec = bundle.spec(Path::new("/rootfs")).unwrap();
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+        let types: Vec<_> = namespaces.iter().map(|n| (n.typ(), n.path().clone())).collect();
+        assert_eq!(
+            types,
+            [
+                (LinuxNamespaceType::Mount, None),
+                (LinuxNamespaceType::Cgroup, None),
+                (LinuxNamespaceType::Pid, Some("/proc/7/ns/pid".into()))
+            ]
+        );
+        assert_eq!(*spec.hostname(), None, "the machine has it already");
+        let shm = spec.mounts().as_ref().unwrap().iter().find(|m| m.destination() == Path::new("/dev/shm")).cloned().unwrap();
+        assert_eq!((shm.typ().as_deref(), shm.source().as_deref()), (Some("bind"), Some(Path::new("/pods/shm"))));
+        assert!(shm.options().as_ref().unwrap().contains(&"nosuid".to_owned()));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     boot::modules::Stage,
     child::{CreateJob, Job},
+    reaper::Watched,
     sandbox::Sandbox,
     stages::Stages,
 };
@@ -98,15 +99,17 @@ impl Containers {
         let accounts = read_accounts(&root)?;
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
         sandbox.policy().overrides(&derived.overrides)?;
-        complete_root(&root, &derived, sandbox.hostname())?;
+        complete_root(&root, &derived, sandbox)?;
         stages.end("rootfs");
 
+        let shared = self.share(host.shares, sandbox.hostname()).await?;
         let bundle = Bundle {
             name: &workspace.name,
             host: &host,
             process: &derived,
             hostname: sandbox.hostname(),
             open: sandbox.policy().is_open(),
+            shared: &shared,
         };
         let spec = bundle.spec(&workspace.rootfs()).map_err(|e| LaunchError::Failed(e.to_string()))?;
         spec.save(workspace.directory.join("config.json")).map_err(|e| LaunchError::Failed(e.to_string()))?;
@@ -119,12 +122,16 @@ impl Containers {
             bundle: workspace.directory.clone(),
             state: STATE.into(),
             console: console.as_ref().map(|c| c.path().to_owned()),
+            hold: false,
         });
         let launched = launch(&self.reaper, &workspace.directory, &job, process.wanted()).await?;
         let terminal = console.map(|c| c.receive()).transpose().map_err(ContainerError::io("terminal"))?;
         if let (Some(terminal), Some(size)) = (&terminal, host.process.console_size()) {
             let bounded = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
             terminal.resize(bounded(size.width()), bounded(size.height())).map_err(ContainerError::io("terminal size"))?;
+        }
+        if shared.pid.is_some() {
+            end_together(&launched.process, Cgroup::of(&workspace.name));
         }
         let pipes = process.exists(launched, terminal);
         stages.end("create");
@@ -152,16 +159,34 @@ impl Containers {
     }
 }
 
+/// A process namespace ends with its first process, and all in it; in one that is the pod's, a container's others would go on.
+fn end_together(init: &Watched, cgroup: Cgroup) {
+    let exit = init.exit.clone();
+    tokio::spawn(async move {
+        Watched::wait(&exit).await;
+        if let Err(e) = cgroup.kill() {
+            log::debug!("after the container's first process: {e}");
+        }
+    });
+}
+
 fn read_accounts(root: &InRoot) -> Result<Accounts, ContainerError> {
     let read = |path: &str| root.read(path).map(Option::unwrap_or_default).map_err(ContainerError::io(path));
     Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
 }
 
-/// What every container finds, where the image does not bring it.
-fn complete_root(root: &InRoot, derived: &Derived, hostname: &str) -> Result<(), ContainerError> {
+/// What every container finds, where the image does not bring it; and where names are looked up, which the pod knows better than the image.
+fn complete_root(root: &InRoot, derived: &Derived, sandbox: &Sandbox) -> Result<(), ContainerError> {
+    complete(root, derived, sandbox.hostname(), sandbox.resolv_conf())
+}
+
+fn complete(root: &InRoot, derived: &Derived, hostname: &str, resolv_conf: &str) -> Result<(), ContainerError> {
     let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{hostname}\n");
     for (path, content) in [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n"))] {
         root.write_absent(path, &content).map_err(ContainerError::io(path))?;
+    }
+    if !resolv_conf.is_empty() {
+        root.replace("/etc/resolv.conf", resolv_conf).map_err(ContainerError::io("/etc/resolv.conf"))?;
     }
     root.make_dirs(Path::new(&derived.cwd)).map_err(ContainerError::io(format!("working directory {}", derived.cwd)))
 }
@@ -177,7 +202,8 @@ mod tests {
         fs::write(dir.path().join("etc/hosts"), "own").unwrap();
         let root = InRoot::open(dir.path()).unwrap();
         let derived = Derived { cwd: "/srv/app".into(), ..Derived::default() };
-        complete_root(&root, &derived, "pod").unwrap();
+        complete(&root, &derived, "pod", "nameserver 10.0.0.10\n").unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("etc/resolv.conf")).unwrap(), "nameserver 10.0.0.10\n");
         assert_eq!(fs::read_to_string(dir.path().join("etc/hosts")).unwrap(), "own");
         assert_eq!(fs::read_to_string(dir.path().join("etc/hostname")).unwrap(), "pod\n");
         assert!(dir.path().join("srv/app").is_dir());

@@ -120,6 +120,7 @@ pub fn derive(image: &ImageProcess, host: &HostSpec, accounts: &Accounts, hostna
     let (ids, user) = override_ids(&image_ids, process);
     overrides.user = user;
     overrides.capabilities = extra_capabilities(&host.capabilities());
+    overrides.share_processes = host.shares.pid;
     overrides.mounts = host.tmpfs.iter().map(|(destination, _)| destination.clone()).collect();
     let home = users::home(ids.uid, &accounts.passwd).to_owned();
     Ok(Derived { args, env, cwd, ids, home, overrides })

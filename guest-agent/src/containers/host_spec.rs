@@ -1,10 +1,13 @@
 //! What the agent takes from the host's OCI spec, and what it refuses to do for it.
 //!
 //! Taken: the process (as overrides of the image's), capabilities, rlimits, resource limits, seccomp, a read-only root, tmpfs mounts,
-//! the hostname. Made by the agent itself, whatever the spec says: namespaces, the default mounts, devices, the cgroup. Ignored: hooks
+//! the hostname, which namespaces are the pod's. Made by the agent itself, whatever the spec says: all others, the default mounts, devices, the cgroup. Ignored: hooks
 //! (they are the host's), annotations, labels of security modules. Refused: what the guest cannot or must not do, with one line.
 
-use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxDeviceType, LinuxResources, LinuxSeccomp, Mount, Process, Spec};
+use super::pod::Shares;
+use oci_spec::runtime::{
+    Capability, LinuxCapabilities, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Process, Spec,
+};
 use std::{collections::BTreeSet, path::Path};
 use thiserror::Error;
 
@@ -70,6 +73,8 @@ pub struct HostSpec {
     pub masked_paths: Option<Vec<String>>,
     /// Paths to make read-only; `None` if the spec does not say.
     pub readonly_paths: Option<Vec<String>>,
+    /// Which namespaces are to be the pod's.
+    pub shares: Shares,
     /// Kernel parameters of the IPC namespace.
     pub sysctl: Vec<(String, String)>,
 }
@@ -111,6 +116,7 @@ impl HostSpec {
         }
         if let Some(linux) = spec.linux() {
             host.resources = limits_only(linux.resources().as_ref());
+            host.shares = shares(linux.namespaces().as_deref().unwrap_or_default());
             host.seccomp = linux.seccomp().clone();
             check_seccomp(host.seccomp.as_ref())?;
             host.masked_paths = checked_paths("linux.maskedPaths", linux.masked_paths().as_deref())?;
@@ -157,6 +163,13 @@ impl HostSpec {
     pub fn capabilities(&self) -> BTreeSet<String> {
         self.process.capabilities().as_ref().map(all_capabilities).unwrap_or_default()
     }
+}
+
+/// A namespace with a path is one that exists: on the host it is that of the pod's first process. The path itself is the host's and means
+/// nothing here.
+fn shares(namespaces: &[LinuxNamespace]) -> Shares {
+    let shared = |typ| namespaces.iter().any(|namespace| namespace.typ() == typ && namespace.path().is_some());
+    Shares { ipc: shared(LinuxNamespaceType::Ipc), uts: shared(LinuxNamespaceType::Uts), pid: shared(LinuxNamespaceType::Pid) }
 }
 
 /// The names of all capabilities in any of the sets.
@@ -357,6 +370,14 @@ mod tests {
         ] {
             assert_eq!(parse(|spec| spec["linux"]["sysctl"] = json!({name: "1"})).is_ok(), ok, "{name}");
         }
+    }
+
+    #[test]
+    fn namespaces_that_exist_are_the_pods() {
+        let namespaces = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts", "path": "/proc/7/ns/uts"}, {"type": "pid"}]);
+        let host = parse(|spec| spec["linux"]["namespaces"] = namespaces).unwrap();
+        assert_eq!(host.shares, Shares { ipc: true, uts: true, pid: false });
+        assert_eq!(parse(|_| ()).unwrap().shares, Shares::default());
     }
 
     #[test]

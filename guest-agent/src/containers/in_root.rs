@@ -4,6 +4,7 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     sys::stat::{Mode, mkdirat},
+    unistd::{UnlinkatFlags, unlinkat},
 };
 use std::{
     fs::File,
@@ -55,6 +56,19 @@ impl InRoot {
             Err(Errno::EEXIST | Errno::ELOOP) => Ok(false),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Writes a file in place of what is there, if that is not a directory.
+    pub fn replace(&self, path: &str, content: &str) -> io::Result<()> {
+        let wanted = Path::new(path);
+        let (Some(parent), Some(name)) = (wanted.parent(), wanted.file_name()) else { return Err(Errno::EINVAL.into()) };
+        self.make_dirs(parent)?;
+        let parent = self.resolve(&parent.display().to_string(), OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
+        match unlinkat(parent.as_fd(), Path::new(name), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.write_absent(path, content).map(drop)
     }
 
     /// Makes a directory and those above it, where they are missing.
@@ -116,6 +130,20 @@ mod tests {
         assert!(!root.write_absent("/file", "new").unwrap());
         assert!(root.write_absent("/a/b/c", "new").unwrap());
         assert_eq!(fs::read_to_string(dir.path().join("root/a/b/c")).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_file_or_a_link_is_replaced_and_not_followed() {
+        let (dir, root) = root();
+        root.replace("/etc/resolv.conf", "one").unwrap();
+        root.replace("/etc/resolv.conf", "two").unwrap();
+        assert_eq!(root.read("/etc/resolv.conf").unwrap().as_deref(), Some("two"));
+        fs::remove_file(dir.path().join("root/etc/resolv.conf")).unwrap();
+        symlink(dir.path().join("secret"), dir.path().join("root/etc/resolv.conf")).unwrap();
+        root.replace("/etc/resolv.conf", "three").unwrap();
+        assert_eq!(root.read("/etc/resolv.conf").unwrap().as_deref(), Some("three"));
+        assert_eq!(fs::read_to_string(dir.path().join("secret")).unwrap(), "outside");
+        assert!(root.replace("/etc", "x").is_err());
     }
 
     #[test]

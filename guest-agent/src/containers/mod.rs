@@ -11,6 +11,7 @@ pub mod host_spec;
 mod in_root;
 pub mod launch;
 mod overlay;
+mod pod;
 pub mod process;
 pub mod streams;
 pub mod terminal;
@@ -82,6 +83,7 @@ enum Entry {
 pub struct Containers {
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
+    pod: pod::Pod,
     table: Mutex<HashMap<String, Entry>>,
     next: AtomicU64,
 }
@@ -89,7 +91,7 @@ pub struct Containers {
 impl Containers {
     /// An empty table.
     pub fn new(reaper: Arc<Reaper>, streams: Arc<Streams>) -> Self {
-        Self { reaper, streams, table: Mutex::default(), next: AtomicU64::new(1) }
+        Self { reaper, streams, pod: pod::Pod::default(), table: Mutex::default(), next: AtomicU64::new(1) }
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {

@@ -3,12 +3,13 @@
 
 use super::failure::Failure;
 use crate::sandbox::Sandbox;
-use policy::Stdio;
+use policy::{Denial, Stdio};
 use protocol::{
     api,
     bounds::{BoundError, Bounded},
 };
 use std::sync::Arc;
+use thiserror::Error;
 use tokio::sync::{Mutex, OnceCell};
 use ttrpc::Code;
 
@@ -54,6 +55,17 @@ fn stdio(stdio: Option<&api::Stdio>) -> Stdio {
     Stdio { stdin: stdio.stdin, output: stdio.stdout || stdio.stderr, terminal: stdio.terminal }
 }
 
+/// Why the host does not get a connection.
+#[derive(Debug, Error)]
+pub enum Denied {
+    /// The order of requests.
+    #[error("there is no sandbox yet; call CreateSandbox first")]
+    NoSandbox,
+    /// The owner's policy.
+    #[error(transparent)]
+    Policy(#[from] Denial),
+}
+
 /// The machine's door.
 #[derive(Default)]
 pub struct Gate {
@@ -69,6 +81,12 @@ impl Gate {
         let sandbox = self.sandbox.get().ok_or_else(|| Failure::state("there is no sandbox yet; call CreateSandbox first"))?;
         request.ask(sandbox)?;
         Ok(sandbox.clone())
+    }
+
+    /// For a connection to a port of the pod's loopback.
+    pub fn admit_forward(&self, port: u16) -> Result<(), Denied> {
+        let sandbox = self.sandbox.get().ok_or(Denied::NoSandbox)?;
+        Ok(sandbox.policy().port_forward(port)?)
     }
 
     /// For requests that any state allows.
@@ -109,6 +127,11 @@ mod tests {
         assert_eq!(gate.admit(&bad).err().unwrap().code(), Code::INVALID_ARGUMENT);
         let good = api::ContainerRequest { container_id: "x".into(), ..Default::default() };
         assert_eq!(gate.admit(&good).err().unwrap().code(), Code::FAILED_PRECONDITION);
+    }
+
+    #[test]
+    fn nothing_is_forwarded_before_there_is_a_policy() {
+        assert!(matches!(Gate::default().admit_forward(80), Err(Denied::NoSandbox)));
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use failure::Failure;
-use gate::Gate;
+pub use gate::Gate;
 use log::info;
 use protocol::{api, service::Agent};
 use std::{
@@ -26,15 +26,15 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// The service.
 pub struct Service {
-    gate: Gate,
+    gate: Arc<Gate>,
     machine: Machine,
     containers: Arc<Containers>,
 }
 
 impl Service {
     /// The service of this machine.
-    pub fn new(machine: Machine, containers: Arc<Containers>) -> Self {
-        Self { gate: Gate::default(), machine, containers }
+    pub fn new(gate: Arc<Gate>, machine: Machine, containers: Arc<Containers>) -> Self {
+        Self { gate, machine, containers }
     }
 
     async fn make_sandbox(&self, request: &api::CreateSandboxRequest) -> Result<api::CreateSandboxResponse, Failure> {

@@ -1,6 +1,6 @@
 //! `Create` and `Exec`: a container or a process is prepared. What fails half-way, or is given up by its caller, leaves nothing.
 
-use super::{Container, Process, Reservation, TaskError, Tasks, detached, guest_spec, image, image::Image};
+use super::{Container, Process, Reservation, TaskError, Tasks, detached, guest_spec, guest_spec::GuestSpec, image, image::Image};
 use crate::{
     bundle::{Bundle, Role},
     guest::Guest,
@@ -99,6 +99,23 @@ fn before_create(hooks: &Hooks) -> Configure {
     })
 }
 
+impl Tasks {
+    /// Boots a VM. What is left of it on an error is the caller's to remove.
+    pub(super) async fn boot(&self, config: &Config, spec: GuestSpec) -> Result<Arc<dyn Guest>, TaskError> {
+        if self.settings.address.is_empty() {
+            // CRI-O never runs `delete`: what a shim that was killed has left waits for the next one.
+            self.host.remove_orphans(config).await;
+        }
+        // The group's socket is ours, so whatever has this name is left from a shim that died (CRI-O never runs `delete`).
+        self.host.remove(config, &spec.sandbox.id).await.map_err(TaskError::Sandbox)?;
+        let guest = self.host.boot(config, spec.sandbox).await.map_err(TaskError::Sandbox)?;
+        if let Some(broker) = &spec.broker {
+            guest.allow(broker);
+        }
+        Ok(guest)
+    }
+}
+
 /// Whether a client may go and another come: on a terminal, and in a pod, where containerd itself is the client and may restart.
 fn reattaches(role: &Role, paths: &Paths) -> bool {
     paths.terminal || *role != Role::Lone
@@ -157,28 +174,23 @@ impl Draft {
     }
 
     async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks) -> Result<Arc<dyn Guest>, TaskError> {
-        if self.tasks.table().guest.is_some() {
+        let taken = {
+            let table = self.tasks.table();
+            table.guest.is_some() || table.sandbox.is_some()
+        };
+        if taken {
             return Err(TaskError::SecondSandbox);
         }
-        let mut spec = guest_spec::build(&self.tasks.settings, config, bundle, &self.request.id)?;
-        if self.tasks.settings.address.is_empty() {
-            // CRI-O never runs `delete`: what a shim that was killed has left waits for the next one.
-            self.tasks.host.remove_orphans(config).await;
-        }
-        // The group's socket is ours, so whatever has this name is left from a shim that died (CRI-O never runs `delete`).
-        self.tasks.host.remove(config, &spec.sandbox.id).await.map_err(TaskError::Sandbox)?;
+        let mut spec = guest_spec::build(&self.tasks.settings, config, bundle.pod(&self.request.id)?)?;
         self.config = Some(config.clone());
         self.hooks = Some(hooks.clone());
         // A namespace that hooks are to fill has to be there before the VM, which takes its network from it.
         let fresh = bundle.wants_netns() && !hooks.is_empty();
         spec.sandbox.configure = fresh.then(|| before_create(hooks));
-        let guest = self.tasks.host.boot(config, spec.sandbox).await.map_err(TaskError::Sandbox)?;
+        let guest = self.tasks.boot(config, spec).await?;
         self.guest = Some(guest.clone());
         if !fresh {
             hooks.before_create(guest.pid()).await?;
-        }
-        if let Some(broker) = &spec.broker {
-            guest.allow(broker);
         }
         Ok(guest)
     }

@@ -122,7 +122,7 @@ impl Tasks {
     }
 
     /// Waits until all of these have ended; what has not by then is reported as killed.
-    async fn end_all(&self, processes: Vec<Arc<Process>>) {
+    pub(super) async fn end_all(&self, processes: Vec<Arc<Process>>) {
         let all = async {
             for process in processes.iter().filter(|process| process.state().is_alive()) {
                 process.wait().await;

@@ -127,6 +127,11 @@ impl Agent for FakeAgent {
         Ok(api::Empty::new())
     }
 
+    async fn guest_info(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestInfoResponse> {
+        self.0.called("info", "", "").await?;
+        Ok(api::GuestInfoResponse::new())
+    }
+
     async fn resume_container(&self, _: &TtrpcContext, r: api::ContainerRequest) -> ttrpc::Result<api::Empty> {
         self.0.called("resume", &r.container_id, "").await?;
         Ok(api::Empty::new())
