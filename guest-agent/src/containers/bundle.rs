@@ -3,13 +3,15 @@
 use crate::containers::{
     cgroup::Cgroup,
     derive::{Derived, default_capabilities},
+    device_nodes::Node,
+    devices::Access,
     host_spec::HostSpec,
 };
 use oci_spec::{
     OciSpecError,
     runtime::{
-        Linux, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process, ProcessBuilder, Root, RootBuilder, Spec, User,
-        UserBuilder,
+        Capabilities, Linux, LinuxCapabilities, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process, ProcessBuilder,
+        Root, RootBuilder, Spec, User, UserBuilder,
     },
 };
 use std::path::Path;
@@ -39,8 +41,10 @@ const MOUNTS: &[(&str, &str, &str, &[&str])] = &[
     ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
     ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
     ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
-    ("/run", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
 ];
+/// Options of a view of the kernel elsewhere; of these only devpts knows settings.
+const VIEW: &[&str] = &["nosuid", "noexec", "nodev", "ro"];
+const TERMINALS: &[&str] = &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
 
 /// Lowest `oom_score_adj` of a container: the agent itself has -1000, and must be the last to go.
 const MIN_OOM_SCORE: i32 = -999;
@@ -55,6 +59,8 @@ pub struct Bundle<'a> {
     pub process: &'a Derived,
     /// The hostname inside.
     pub hostname: &'a str,
+    /// Devices of the guest beyond the usual ones.
+    pub devices: &'a [Node],
     /// Whether the host may weaken what is hidden: only where nothing is protected from it anyway.
     pub open: bool,
 }
@@ -76,15 +82,26 @@ impl Bundle<'_> {
     }
 
     fn mounts(&self) -> Result<Vec<Mount>, OciSpecError> {
+        let owned = |options: &[&str]| options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>();
         let mut mounts = Vec::new();
         for (destination, typ, source, options) in MOUNTS {
-            let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+            let mut options = owned(options);
+            match *destination {
+                // Settings that come later are the ones that count.
+                "/dev/shm" => options.extend(self.host.mounts.shm.iter().cloned()),
+                "/sys" | "/sys/fs/cgroup" if self.privileged() => options.retain(|option| option != "ro"),
+                _ => {}
+            }
             mounts.push(mount(destination, typ, source, options)?);
         }
-        for (destination, options) in &self.host.tmpfs {
+        for tmpfs in &self.host.mounts.tmpfs {
             // Never a way to devices, whatever the host's options leave out.
-            let options = [options.clone(), vec!["nosuid".into(), "nodev".into()]].concat();
-            mounts.push(mount(destination, "tmpfs", "tmpfs", options)?);
+            let options = [tmpfs.options.clone(), owned(&["nosuid", "nodev"])].concat();
+            mounts.push(mount(&tmpfs.destination, "tmpfs", "tmpfs", options)?);
+        }
+        for (typ, destination) in &self.host.mounts.kernel {
+            let options = if typ == "devpts" { TERMINALS } else { VIEW };
+            mounts.push(mount(destination, typ, typ, owned(options))?);
         }
         Ok(mounts)
     }
@@ -102,9 +119,10 @@ impl Bundle<'_> {
         let namespaces = new.into_iter().map(|typ| LinuxNamespaceBuilder::default().typ(typ).build()).collect::<Result<_, _>>()?;
         linux.set_namespaces(Some(namespaces));
         linux.set_cgroups_path(Some(Cgroup::spec_path(self.name)));
-        linux.set_resources(Some(self.host.resources.clone()));
+        // The agent writes them itself, as it does when they change.
+        linux.set_resources(None);
         linux.set_seccomp(self.host.seccomp.clone());
-        linux.set_devices(None);
+        linux.set_devices(Some(self.devices.iter().map(Node::to_oci).collect::<Result<_, _>>()?));
         linux.set_uid_mappings(None);
         linux.set_gid_mappings(None);
         linux.set_rootfs_propagation(None);
@@ -116,9 +134,16 @@ impl Bundle<'_> {
         Ok(linux)
     }
 
-    /// The host may add to what is hidden; it may take away only where the door is open.
+    fn privileged(&self) -> bool {
+        self.host.devices == Access::All
+    }
+
+    /// The host may add to what is hidden; it may take away only where the door is open, or the policy makes the container the guest.
     fn paths(&self, default: &[&str], wanted: Option<&Vec<String>>) -> Vec<String> {
-        if let (true, Some(wanted)) = (self.open, wanted) {
+        if self.privileged() && wanted.is_none() {
+            return Vec::new();
+        }
+        if let (true, Some(wanted)) = (self.open || self.privileged(), wanted) {
             return wanted.clone();
         }
         let mut paths: Vec<String> = default.iter().map(|p| (*p).to_owned()).collect();
@@ -146,7 +171,7 @@ pub fn process(derived: &Derived, host: &Process) -> Result<Process, OciSpecErro
         .args(derived.args.clone())
         .env(env)
         .cwd(&derived.cwd)
-        .capabilities(host.capabilities().clone().unwrap_or_else(default_capabilities))
+        .capabilities(host.capabilities().as_ref().map_or_else(default_capabilities, five_sets))
         .rlimits(host.rlimits().clone().unwrap_or_default())
         .oom_score_adj(host.oom_score_adj().unwrap_or(0).clamp(MIN_OOM_SCORE, 1000))
         .build()?;
@@ -156,6 +181,21 @@ pub fn process(derived: &Derived, host: &Process) -> Result<Process, OciSpecErro
     Ok(process)
 }
 
+/// All five sets: libcontainer leaves a set alone that is absent, and for OCI it is empty. Ambient ones that the process could not have
+/// are left out, as runc does.
+fn five_sets(host: &LinuxCapabilities) -> LinuxCapabilities {
+    let of = |set: &Option<Capabilities>| set.clone().unwrap_or_default();
+    let mut sets = LinuxCapabilities::default();
+    let (permitted, inheritable) = (of(host.permitted()), of(host.inheritable()));
+    let ambient = of(host.ambient()).into_iter().filter(|c| permitted.contains(c) && inheritable.contains(c)).collect();
+    sets.set_bounding(Some(of(host.bounding())));
+    sets.set_effective(Some(of(host.effective()).intersection(&permitted).copied().collect()));
+    sets.set_permitted(Some(permitted));
+    sets.set_inheritable(Some(inheritable));
+    sets.set_ambient(Some(ambient));
+    sets
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,7 +203,7 @@ mod tests {
 
     fn spec(host: &HostSpec, open: bool) -> Spec {
         let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), ..Derived::default() };
-        Bundle { name: "c1", host, process: &process, hostname: "pod", open }.spec(Path::new("/rootfs")).unwrap()
+        Bundle { name: "c1", host, process: &process, hostname: "pod", devices: &[], open }.spec(Path::new("/rootfs")).unwrap()
     }
 
     fn host(linux: serde_json::Value) -> HostSpec {
@@ -189,6 +229,43 @@ mod tests {
         assert!(masked(false).contains(&"/proc/kcore".to_owned()) && masked(false).contains(&"/proc/mine".to_owned()));
         let readonly = spec(&host, false).linux().as_ref().unwrap().readonly_paths().clone().unwrap();
         assert!(readonly.contains(&"/proc/sysrq-trigger".to_owned()));
+    }
+
+    #[test]
+    fn run_is_the_images_unless_the_host_mounts_it() {
+        let at = |spec: &Spec, path: &str| spec.mounts().as_ref().unwrap().iter().find(|m| m.destination() == Path::new(path)).cloned();
+        assert!(at(&spec(&host(json!({})), true), "/run").is_none());
+        let json = json!({"ociVersion": "1.0.2", "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/"}, "mounts": [
+            {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=128m", "dev"]}]});
+        assert!(HostSpec::parse(json.to_string().as_bytes()).is_err(), "a tmpfs with devices");
+        let json = json.to_string().replace(",\"dev\"", "");
+        let spec = spec(&HostSpec::parse(json.as_bytes()).unwrap(), true);
+        assert_eq!(at(&spec, "/run").unwrap().options().as_ref().unwrap(), &["size=1m", "nosuid", "nodev"]);
+        assert_eq!(at(&spec, "/dev/shm").unwrap().options().as_ref().unwrap().last().unwrap(), "size=128m");
+    }
+
+    #[test]
+    fn a_privileged_container_sees_all_of_the_guest() {
+        let host = host(json!({"resources": {"devices": [{"allow": true, "access": "rwm"}]}}));
+        let spec = spec(&host, false);
+        let linux = spec.linux().as_ref().unwrap();
+        assert!(linux.masked_paths().as_ref().unwrap().is_empty() && linux.readonly_paths().as_ref().unwrap().is_empty());
+        let sys = spec.mounts().as_ref().unwrap().iter().find(|m| m.destination() == Path::new("/sys")).unwrap();
+        assert!(!sys.options().as_ref().unwrap().contains(&"ro".to_owned()));
+    }
+
+    #[test]
+    fn an_absent_set_of_capabilities_is_empty() {
+        let mut host = host(json!({}));
+        let sets = json!({"bounding": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL", "CAP_CHOWN"],
+            "ambient": ["CAP_KILL"]});
+        host.process.set_capabilities(serde_json::from_value(sets).unwrap());
+        let spec = spec(&host, true);
+        let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        let count = |set: &Option<Capabilities>| set.as_ref().unwrap().len();
+        assert_eq!([count(sets.bounding()), count(sets.permitted()), count(sets.effective())], [2, 1, 1]);
+        assert_eq!([count(sets.inheritable()), count(sets.ambient())], [0, 0]);
     }
 
     #[test]

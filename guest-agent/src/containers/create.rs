@@ -5,6 +5,8 @@ use super::{
     bundle::Bundle,
     cgroup::Cgroup,
     derive::{self, Accounts, Derived},
+    device_nodes::Node,
+    devices::{self, Access},
     host_spec::HostSpec,
     in_root::InRoot,
     launch::{LaunchError, launch},
@@ -24,7 +26,7 @@ use protocol::api;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
 };
 use tokio::task::spawn_blocking;
 
@@ -98,6 +100,9 @@ impl Containers {
         let accounts = read_accounts(&root)?;
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
         sandbox.policy().overrides(&derived.overrides)?;
+        let cgroup = Cgroup::of(&workspace.name);
+        let devices = give_devices(&cgroup, &host.devices)?;
+        cgroup.update(&host.resources)?;
         complete_root(&root, &derived, sandbox.hostname())?;
         stages.end("rootfs");
 
@@ -106,6 +111,7 @@ impl Containers {
             host: &host,
             process: &derived,
             hostname: sandbox.hostname(),
+            devices: &devices,
             open: sandbox.policy().is_open(),
         };
         let spec = bundle.spec(&workspace.rootfs()).map_err(|e| LaunchError::Failed(e.to_string()))?;
@@ -139,17 +145,31 @@ impl Containers {
             derived,
             accounts,
             seccomp: host.seccomp,
-            cgroup: Cgroup::of(&workspace.name),
+            cgroup,
             init: process,
             init_pipes: Mutex::new(Some(pipes)),
             execs: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            next_exec: AtomicU64::new(1),
+            frozen: false.into(),
+            turn: tokio::sync::RwLock::default(),
             root: Mutex::new(workspace.root.take()),
         });
         info!(container = message.container_id, image = image.digest; "container created");
         reservation.made(container);
         Ok(())
     }
+}
+
+/// Lets the container open the devices that it may have, before there is a process in its cgroup; gives those that it gets beyond the
+/// usual ones.
+fn give_devices(cgroup: &Cgroup, access: &Access) -> Result<Vec<Node>, ContainerError> {
+    let nodes = match access {
+        Access::All => return Ok(Node::all()),
+        Access::Some(paths) => paths.iter().map(|path| Node::find(path)).collect::<Result<Vec<_>, _>>()?,
+    };
+    let numbers: Vec<(u32, u32)> = nodes.iter().map(|node| (node.major, node.minor)).collect();
+    devices::restrict(cgroup.path(), &numbers).map_err(ContainerError::io("device filter"))?;
+    Ok(nodes)
 }
 
 fn read_accounts(root: &InRoot) -> Result<Accounts, ContainerError> {

@@ -23,6 +23,29 @@ const ALLOWED: [(i32, Option<i32>); 9] = [
     (136, None),  // pts
 ];
 
+/// Devices that every container has: libcontainer's, the terminal's, and the multiplexer of its own /dev/pts.
+const USUAL: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/urandom", "/dev/random", "/dev/console", "/dev/ptmx"];
+
+/// Which devices a container may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// The usual ones and these of the guest, by path.
+    Some(Vec<String>),
+    /// Every device of the guest.
+    All,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self::Some(Vec::new())
+    }
+}
+
+/// Whether every container has this device.
+pub fn is_usual(path: &str) -> bool {
+    USUAL.contains(&path)
+}
+
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
@@ -56,10 +79,11 @@ struct Attach {
     attach_flags: u32,
 }
 
-/// Lets the processes of the cgroup at `directory` open the usual devices and no others.
-pub fn restrict(directory: &Path) -> io::Result<()> {
+/// Lets the processes of the cgroup at `directory` open the usual devices, the character devices `further` (major and minor), and no
+/// others.
+pub fn restrict(directory: &Path, further: &[(u32, u32)]) -> io::Result<()> {
     let cgroup = File::open(directory)?;
-    let program = load(&program())?;
+    let program = load(&program(further))?;
     let attach = Attach {
         target_fd: cgroup.as_raw_fd().cast_unsigned(),
         attach_bpf_fd: program.as_raw_fd().cast_unsigned(),
@@ -101,7 +125,7 @@ fn instruction(operation: u8, destination: u8, source: u8, offset: i16, immediat
 }
 
 /// Gets `struct bpf_cgroup_dev_ctx` in r1: access and type in one word, major, minor. Gives 1 to allow.
-fn program() -> Vec<u64> {
+fn program(further: &[(u32, u32)]) -> Vec<u64> {
     const LOAD_WORD: u8 = 0x61;
     const MOVE: u8 = 0xbf;
     const SHIFT_RIGHT: u8 = 0x77;
@@ -111,7 +135,8 @@ fn program() -> Vec<u64> {
     const SET: u8 = 0xb7;
     const EXIT: u8 = 0x95;
     let mut checks = Vec::new();
-    for (major, minor) in ALLOWED {
+    let further = further.iter().map(|(major, minor)| (major.cast_signed(), Some(minor.cast_signed())));
+    for (major, minor) in ALLOWED.into_iter().chain(further) {
         match minor {
             Some(minor) => {
                 checks.push((JUMP_NOT_EQUAL, 4, major, Some(1)));
@@ -153,7 +178,11 @@ mod tests {
 
     /// Runs the program as the kernel would, as far as it uses the instruction set.
     fn run(access: u32, kind: u32, major: u32, minor: u32) -> u64 {
-        let (code, context) = (program(), [access << 16 | kind, major, minor]);
+        run_with(&[], access, kind, major, minor)
+    }
+
+    fn run_with(further: &[(u32, u32)], access: u32, kind: u32, major: u32, minor: u32) -> u64 {
+        let (code, context) = (program(further), [access << 16 | kind, major, minor]);
         let mut registers = [0u64; 6];
         let mut at = 0usize;
         loop {
@@ -193,6 +222,15 @@ mod tests {
         for (major, minor) in [(254, 0), (253, 0), (1, 3), (5, 2), (136, 0)] {
             assert_eq!(run(READ, BLOCK, major, minor), 0, "block {major}:{minor}");
         }
+    }
+
+    #[test]
+    fn a_further_device_opens_by_both_its_numbers() {
+        let further = [(10, 224), (247, 1)];
+        for (major, minor, opens) in [(10, 224, 1), (247, 1, 1), (1, 3, 1), (136, 5, 1), (10, 225, 0), (247, 0, 0), (224, 10, 0)] {
+            assert_eq!(run_with(&further, READ, CHAR, major, minor), opens, "{major}:{minor}");
+        }
+        assert_eq!(run_with(&further, READ, BLOCK, 10, 224), 0);
     }
 
     #[test]

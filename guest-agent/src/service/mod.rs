@@ -110,7 +110,7 @@ impl Service {
         if !container.is_running() {
             return Err(Failure::state("the container is not running"));
         }
-        container.cgroup().freeze(frozen).map_err(crate::containers::ContainerError::from)?;
+        container.freeze(frozen)?;
         Ok(api::Empty::default())
     }
 
