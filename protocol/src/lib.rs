@@ -3,6 +3,7 @@
 //! - `api`: the messages and the ttrpc service, generated from `proto/agent.proto`.
 //! - [`bounds`]: the bound of every field, checked by the agent before it looks at anything else.
 //! - [`stream`]: the framing of stdio streams, one vsock connection each.
+//! - [`volume`]: what the host copies into the guest, one vsock connection for each copy.
 //! - [`courier`]: what the guest may ask of the host: blobs by digest, TCP tunnels.
 //! - [`console`]: the first line of a guest that is up, and the agent's log lines after it.
 //!
@@ -19,6 +20,7 @@ pub mod console;
 pub mod courier;
 pub mod line;
 pub mod stream;
+pub mod volume;
 
 pub use generated::{agent as api, agent_ttrpc as service};
 
@@ -31,6 +33,8 @@ pub mod guest_port {
     pub const RPC: u32 = 1024;
     /// Stdio streams, see [`crate::stream`].
     pub const STREAM: u32 = 1025;
+    /// Copies of volumes, see [`crate::volume`].
+    pub const VOLUME: u32 = 1026;
 }
 
 /// Where the host listens, for this guest only.

@@ -17,6 +17,7 @@ use protocol::{
     line::{self, LineError},
     service::AgentClient,
     stream::StreamId,
+    volume::VolumeId,
 };
 use std::{
     fs::{self, File, OpenOptions},
@@ -28,7 +29,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
-use tokio::{io::BufReader, task::JoinSet, time::timeout};
+use tokio::{io::BufReader, sync::Semaphore, task::JoinSet, time::timeout};
 
 /// How long the agent may take to end its processes and power off, before the VM is killed.
 const GRACE: Duration = Duration::from_secs(3);
@@ -38,6 +39,8 @@ const GONE: Duration = Duration::from_secs(10);
 const DYING: Duration = Duration::from_secs(2);
 /// How long the agent may take for CreateSandbox: it verifies nothing in it, it only reads.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most streams that are being connected at a time; the guest's queue holds 128.
+const MAX_CONNECTING: usize = 32;
 /// How long the end of a sandbox waits for what the agent says of itself.
 const INFO_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -165,6 +168,8 @@ pub struct Sandbox {
     process: Process,
     courier: Arc<Courier>,
     agent: AgentClient,
+    /// Streams that are being connected: more than the guest accepts at a time it refuses.
+    connecting: Semaphore,
     /// The courier's and the console's tasks; they end with it.
     _tasks: JoinSet<()>,
 }
@@ -248,7 +253,16 @@ impl Sandbox {
             Err(error) => return Err(died_or(&id, &process, vsock_error(error)).await),
         };
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
-        let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, courier, agent, _tasks: tasks };
+        let sandbox = Self {
+            id,
+            state_dir: config.state_dir.clone(),
+            vsock,
+            process,
+            courier,
+            agent,
+            connecting: Semaphore::new(MAX_CONNECTING),
+            _tasks: tasks,
+        };
         sandbox.create(spec, network).await?;
         log_stage(&sandbox.id, "sandbox", &mut since);
         Ok(sandbox)
@@ -301,8 +315,17 @@ impl Sandbox {
 
     /// Connects one of a process's standard streams.
     pub async fn stream(&self, stream: &StreamId) -> Result<VsockStream, LineError> {
+        // Never closed, so always given.
+        let _permit = self.connecting.acquire().await;
         let mut connection = self.vsock.connect(guest_port::STREAM).await?;
         stream.connect(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Connects a copy of a volume.
+    pub async fn volume(&self, volume: &VolumeId) -> Result<VsockStream, LineError> {
+        let mut connection = self.vsock.connect(guest_port::VOLUME).await?;
+        volume.connect(&mut connection).await?;
         Ok(connection)
     }
 

@@ -81,7 +81,37 @@ struct Spec {
     #[serde(default)]
     annotations: HashMap<String, String>,
     #[serde(default)]
+    mounts: Vec<Mount>,
+    #[serde(default)]
     linux: Linux,
+}
+
+/// A mount of the spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Mount {
+    /// In the container.
+    pub destination: String,
+    /// `bind`, `tmpfs`, …
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// On the host.
+    #[serde(default)]
+    pub source: PathBuf,
+    /// As of mount(8).
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// Whether something of the host's is to be seen at the destination.
+    pub fn is_bind(&self) -> bool {
+        self.kind == "bind" || self.options.iter().any(|option| option == "bind" || option == "rbind")
+    }
+
+    /// Whether it is not to be written to.
+    pub fn is_readonly(&self) -> bool {
+        self.options.iter().any(|option| option == "ro" || option == "rro")
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -149,6 +179,11 @@ impl Bundle {
     /// The whole text.
     pub fn json(&self) -> &[u8] {
         &self.json
+    }
+
+    /// Its mounts.
+    pub fn mounts(&self) -> &[Mount] {
+        &self.spec.mounts
     }
 
     /// What the container is, by the annotations of containerd's CRI plugin and of CRI-O.

@@ -19,6 +19,7 @@ pub mod leaks;
 pub mod memory;
 pub mod oci;
 pub mod place;
+pub mod pod;
 pub mod pty;
 pub mod registry;
 pub mod runner;

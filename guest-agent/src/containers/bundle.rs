@@ -6,6 +6,8 @@ use crate::containers::{
     device_nodes::Node,
     devices::Access,
     host_spec::HostSpec,
+    mounts::{Binds, Wanted},
+    volumes::Bind,
 };
 use oci_spec::{
     OciSpecError,
@@ -59,6 +61,8 @@ pub struct Bundle<'a> {
     pub process: &'a Derived,
     /// The hostname inside.
     pub hostname: &'a str,
+    /// What the host's bind mounts become.
+    pub binds: &'a Binds,
     /// Devices of the guest beyond the usual ones.
     pub devices: &'a [Node],
     /// Whether the host may weaken what is hidden: only where nothing is protected from it anyway.
@@ -94,14 +98,24 @@ impl Bundle<'_> {
             }
             mounts.push(mount(destination, typ, source, options)?);
         }
-        for tmpfs in &self.host.mounts.tmpfs {
-            // Never a way to devices, whatever the host's options leave out.
-            let options = [tmpfs.options.clone(), owned(&["nosuid", "nodev"])].concat();
-            mounts.push(mount(&tmpfs.destination, "tmpfs", "tmpfs", options)?);
-        }
-        for (typ, destination) in &self.host.mounts.kernel {
-            let options = if typ == "devpts" { TERMINALS } else { VIEW };
-            mounts.push(mount(destination, typ, typ, owned(options))?);
+        for wanted in &self.host.mounts.list {
+            match wanted {
+                Wanted::Tmpfs { destination, options } => {
+                    // Never a way to devices, whatever the host's options leave out.
+                    let options = [options.clone(), owned(&["nosuid", "nodev"])].concat();
+                    mounts.push(mount(destination, "tmpfs", "tmpfs", options)?);
+                }
+                Wanted::Kernel { typ, destination } => {
+                    let options = if typ == "devpts" { TERMINALS } else { VIEW };
+                    mounts.push(mount(destination, typ, typ, owned(options))?);
+                }
+                Wanted::Bind { destination, .. } => {
+                    if let Some((Bind::Path(source), readonly)) = self.binds.get(destination) {
+                        let options = owned(&["rbind", "nosuid", "nodev", if *readonly { "ro" } else { "rw" }]);
+                        mounts.push(MountBuilder::default().destination(destination).typ("bind").source(source).options(options).build()?);
+                    }
+                }
+            }
         }
         Ok(mounts)
     }
@@ -127,7 +141,8 @@ impl Bundle<'_> {
         linux.set_gid_mappings(None);
         linux.set_rootfs_propagation(None);
         linux.set_mount_label(None);
-        let sysctl = self.host.sysctl.iter().cloned().collect();
+        // Those of the network are the guest's, and written by the agent.
+        let sysctl = self.host.sysctl.iter().filter(|(name, _)| !name.starts_with("net.")).cloned().collect();
         linux.set_sysctl(Some(sysctl));
         linux.set_masked_paths(Some(self.paths(MASKED, self.host.masked_paths.as_ref())));
         linux.set_readonly_paths(Some(self.paths(READONLY, self.host.readonly_paths.as_ref())));
@@ -203,7 +218,9 @@ mod tests {
 
     fn spec(host: &HostSpec, open: bool) -> Spec {
         let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), ..Derived::default() };
-        Bundle { name: "c1", host, process: &process, hostname: "pod", devices: &[], open }.spec(Path::new("/rootfs")).unwrap()
+        Bundle { name: "c1", host, process: &process, hostname: "pod", binds: &Binds::new(), devices: &[], open }
+            .spec(Path::new("/rootfs"))
+            .unwrap()
     }
 
     fn host(linux: serde_json::Value) -> HostSpec {

@@ -10,10 +10,12 @@ use super::{
     host_spec::HostSpec,
     in_root::InRoot,
     launch::{LaunchError, launch},
+    mounts::Binds,
     overlay::Overlay,
     process::Process,
     remove_directories,
     terminal::ConsoleSocket,
+    volumes::Bind,
 };
 use crate::{
     boot::modules::Stage,
@@ -75,13 +77,25 @@ impl Drop for Workspace {
 }
 
 impl Containers {
-    /// Makes a container; its first process waits for StartProcess. `stages` gets the time of each step.
+    /// Makes a container; its first process waits for StartProcess. `stages` gets the time of each step. Without a container its volumes go.
     pub async fn create(&self, request: CreateRequest<'_>, stages: &mut Stages) -> Result<(), ContainerError> {
+        let id = request.message.container_id.clone();
+        let made = self.make(request, stages).await;
+        // Another container's volumes stay, if it is its id that was taken.
+        if made.is_err() && matches!(self.get(&id), Err(ContainerError::NoContainer(_))) {
+            self.volumes.forget(&id);
+        }
+        made
+    }
+
+    async fn make(&self, request: CreateRequest<'_>, stages: &mut Stages) -> Result<(), ContainerError> {
         let message = request.message;
         let sandbox = request.sandbox;
         let stdio = message.stdio.clone().unwrap_or_default();
         let host = HostSpec::parse(&message.spec)?;
         let reservation = self.reserve(&message.container_id)?;
+        let volumes = self.volumes.of(&message.container_id);
+        let mut binds = host.mounts.binds(volumes.as_deref())?;
         let image = sandbox.pull(message, stages).await?;
 
         let scratch = sandbox.scratch().await?;
@@ -103,7 +117,14 @@ impl Containers {
         let cgroup = Cgroup::of(&workspace.name);
         let devices = give_devices(&cgroup, &host.devices)?;
         cgroup.update(&host.resources)?;
+        set_network(&host)?;
         complete_root(&root, &derived, sandbox.hostname())?;
+        if host.readonly_root {
+            keep_writable(&root, &mut binds)?;
+        }
+        if let Some(volumes) = &volumes {
+            volumes.make_directory(&derived.cwd).map_err(ContainerError::io(format!("working directory {}", derived.cwd)))?;
+        }
         stages.end("rootfs");
 
         let bundle = Bundle {
@@ -111,6 +132,7 @@ impl Containers {
             host: &host,
             process: &derived,
             hostname: sandbox.hostname(),
+            binds: &binds,
             devices: &devices,
             open: sandbox.policy().is_open(),
         };
@@ -158,6 +180,25 @@ impl Containers {
         reservation.made(container);
         Ok(())
     }
+}
+
+/// What the image declares as a volume stays writable where the root does not: it is mounted over itself.
+fn keep_writable(root: &InRoot, binds: &mut Binds) -> Result<(), ContainerError> {
+    for (destination, (bind, _)) in binds.iter_mut().filter(|(_, (bind, _))| *bind == Bind::Image) {
+        let path = root.make_dirs(Path::new(destination)).and_then(|()| root.real_path(destination));
+        *bind = Bind::Path(path.map_err(ContainerError::io(format!("volume of the image at {destination}")))?);
+    }
+    Ok(())
+}
+
+/// Kernel parameters of the network: the pod's, and so the guest's.
+fn set_network(host: &HostSpec) -> Result<(), ContainerError> {
+    for (name, value) in host.network_sysctls() {
+        // Checked when it was read: letters, digits, '-', '_' and single dots.
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(path, value).map_err(ContainerError::io(format!("sysctl {name}")))?;
+    }
+    Ok(())
 }
 
 /// Lets the container open the devices that it may have, before there is a process in its cgroup; gives those that it gets beyond the

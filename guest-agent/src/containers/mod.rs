@@ -17,6 +17,7 @@ pub mod process;
 pub mod streams;
 pub mod terminal;
 pub mod users;
+pub mod volumes;
 
 pub use create::CreateRequest;
 pub use error::ContainerError;
@@ -43,6 +44,7 @@ use std::{
 };
 use streams::Streams;
 use tokio::sync::Semaphore;
+use volumes::Volumes;
 
 /// Most containers at a time.
 const MAX_CONTAINERS: usize = 1024;
@@ -91,6 +93,7 @@ enum Entry {
 pub struct Containers {
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
+    volumes: Arc<Volumes>,
     table: Mutex<HashMap<String, Entry>>,
     next: AtomicU64,
     /// Execs that are being launched: each is a process of ours until it is the container's.
@@ -99,12 +102,17 @@ pub struct Containers {
 
 impl Containers {
     /// An empty table.
-    pub fn new(reaper: Arc<Reaper>, streams: Arc<Streams>) -> Self {
-        Self { reaper, streams, table: Mutex::default(), next: AtomicU64::new(1), launching: Semaphore::new(MAX_LAUNCHING) }
+    pub fn new(reaper: Arc<Reaper>, streams: Arc<Streams>, volumes: Arc<Volumes>) -> Self {
+        Self { reaper, streams, volumes, table: Mutex::default(), next: AtomicU64::new(1), launching: Semaphore::new(MAX_LAUNCHING) }
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The volumes of all containers.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     /// The container with this id.
@@ -157,7 +165,14 @@ impl Containers {
 
     /// Forgets an ended process; a container's first one takes its container along.
     pub async fn delete(&self, id: &str, exec_id: &str) -> Result<(), ContainerError> {
-        let container = self.get(id)?;
+        let container = match self.get(id) {
+            // Announced, and never made.
+            Err(ContainerError::NoContainer(_)) if exec_id.is_empty() && self.volumes.of(id).is_some() => {
+                self.volumes.forget(id);
+                return Ok(());
+            }
+            found => found?,
+        };
         let _turn = container.turn.write().await;
         if !exec_id.is_empty() {
             container.delete_exec(exec_id)?;
@@ -181,6 +196,7 @@ impl Containers {
         let removed = tokio::task::spawn_blocking(move || gone.remove_files()).await;
         removed.map_err(|e| ContainerError::State(format!("delete container {id}: {e}")))?;
         self.table().remove(id);
+        self.volumes.forget(id);
         info!(container = id; "container deleted");
         Ok(())
     }
@@ -316,7 +332,7 @@ mod tests {
 
     #[test]
     fn an_id_is_taken_while_its_container_is_made() {
-        let containers = Containers::new(Arc::default(), Arc::default());
+        let containers = Containers::new(Arc::default(), Arc::default(), Arc::default());
         let first = containers.reserve("a").unwrap();
         assert!(matches!(containers.reserve("a"), Err(ContainerError::Exists(_))));
         assert!(matches!(containers.get("a"), Err(ContainerError::State(_))));
@@ -329,7 +345,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_does_not_exist_is_said() {
-        let containers = Containers::new(Arc::default(), Arc::default());
+        let containers = Containers::new(Arc::default(), Arc::default(), Arc::default());
         assert!(matches!(containers.start("a", "").await, Err(ContainerError::NoContainer(_))));
         assert!(matches!(containers.delete("a", "e").await, Err(ContainerError::NoContainer(_))));
     }

@@ -1,7 +1,7 @@
 //! Why a request about a task was not done, with the code that containerd expects for it.
 
 use super::state::Illegal;
-use crate::{bundle::BundleError, hooks::HookError, stdio::StdioError};
+use crate::{bundle::BundleError, hooks::HookError, stdio::StdioError, volumes::VolumeError};
 use thiserror::Error;
 use ttrpc::{Code, get_status};
 
@@ -47,6 +47,9 @@ pub enum TaskError {
     /// A hook of the container's spec.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// What this runtime does not offer.
     #[error("{0} is not supported by the runtime cloister")]
     Unsupported(&'static str),
@@ -77,7 +80,8 @@ impl TaskError {
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State(_) | Self::InitNotRunning(_) | Self::NoSandbox(_) | Self::SecondSandbox => Code::FAILED_PRECONDITION,
             Self::Invalid(_) | Self::Bundle(_) | Self::Hook(HookError::Invalid { .. }) => Code::INVALID_ARGUMENT,
-            Self::Stdio(_) | Self::Sandbox(_) | Self::Hook(_) => Code::UNKNOWN,
+            Self::Volume(VolumeError::Refused { .. }) => Code::INVALID_ARGUMENT,
+            Self::Stdio(_) | Self::Volume(_) | Self::Sandbox(_) | Self::Hook(_) => Code::UNKNOWN,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Agent { code, .. } => *code,
             Self::Silent(_) => Code::UNAVAILABLE,
