@@ -186,10 +186,17 @@ impl Bounded for api::Volume {
         )?;
         ensure(self.kind.enum_value().is_ok(), "volumes.kind", "one of the known kinds")?;
         ensure(self.mode <= MAX_MODE, "volumes.mode", format!("at most {MAX_MODE:o}"))?;
-        if matches!(self.kind.enum_value(), Ok(api::VolumeKind::EMPTY | api::VolumeKind::EMPTY_MEMORY)) {
-            check_id("volumes.name", &self.name)?;
+        match self.kind.enum_value() {
+            Ok(api::VolumeKind::EMPTY | api::VolumeKind::EMPTY_MEMORY) => check_id("volumes.name", &self.name),
+            Ok(api::VolumeKind::DISK) => {
+                // Never the scratch disk's.
+                let number = self.name.strip_prefix("disk").unwrap_or_default();
+                let plain = (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+                ensure(plain, "volumes.name", "disk and a number")?;
+                ensure(self.destination.starts_with("/dev/"), "volumes.destination", "below /dev")
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -299,6 +306,14 @@ mod tests {
         assert_eq!(unknown.check().unwrap_err().field, "volumes.kind");
         let nameless = api::Volume { kind: api::VolumeKind::EMPTY.into(), name: "../x".into(), ..volume("/a") };
         assert_eq!(nameless.check().unwrap_err().field, "volumes.name");
+        let disk = |destination: &str, name: &str| {
+            let kind = api::VolumeKind::DISK.into();
+            api::Volume { kind, name: name.into(), ..volume(destination) }.check()
+        };
+        assert_eq!(disk("/dev/xvda", "disk0"), Ok(()));
+        for (destination, name) in [("/dev/xvda", "scratch"), ("/dev/xvda", "disk"), ("/dev/xvda", "disk-1"), ("/data", "disk0")] {
+            assert!(disk(destination, name).is_err(), "{destination} {name}");
+        }
         assert!(api::Volume { mode: 0o4755, ..volume("/a") }.check().is_err());
     }
 

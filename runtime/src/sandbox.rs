@@ -7,7 +7,7 @@ use crate::{
     rate::Rate,
     record::{self, Record, RecordError},
     vmm::{
-        self, Cmdline, Command, Launch, Launcher, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
+        self, Cmdline, Command, Disk, Launch, Launcher, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
     },
     vsock::{Vsock, VsockListener, VsockStream},
@@ -61,6 +61,8 @@ pub struct SandboxSpec {
     pub vcpus: Option<u32>,
     /// Memory in MiB, where not the configuration's.
     pub memory_mib: Option<u32>,
+    /// Disks of the host's; a guest gets none later.
+    pub disks: Vec<Disk>,
 }
 
 /// Configures the network namespace of a process, told by its id; the error is one line.
@@ -227,6 +229,7 @@ impl Sandbox {
             memory_mib: spec.memory_mib.unwrap_or(config.guest.memory_mib),
             accelerator: choice.accelerator,
             scratch,
+            disks: spec.disks.clone(),
             vsock: device,
             taps: std::mem::take(&mut network.taps),
         };

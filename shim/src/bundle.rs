@@ -118,7 +118,24 @@ impl Mount {
 #[serde(default)]
 struct Linux {
     namespaces: Vec<Namespace>,
+    devices: Vec<Device>,
     resources: Resources,
+}
+
+/// A device of the spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Device {
+    /// In the container.
+    pub path: String,
+    /// `b` is a disk.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// On this host.
+    #[serde(default)]
+    pub major: i64,
+    /// On this host.
+    #[serde(default)]
+    pub minor: i64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,8 +149,19 @@ struct Namespace {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Resources {
+    devices: Vec<DeviceRule>,
     memory: Memory,
     cpu: Cpu,
+}
+
+/// A rule of the device cgroup; without type and numbers it is about all devices.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DeviceRule {
+    allow: bool,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    major: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -184,6 +212,17 @@ impl Bundle {
     /// Its mounts.
     pub fn mounts(&self) -> &[Mount] {
         &self.spec.mounts
+    }
+
+    /// Whether it may use every device: the last rule about all of them counts.
+    pub fn is_privileged(&self) -> bool {
+        let all = |rule: &&DeviceRule| rule.kind.as_deref().is_none_or(|kind| kind == "a") && rule.major.is_none_or(|major| major < 0);
+        self.spec.linux.resources.devices.iter().rfind(all).is_some_and(|rule| rule.allow)
+    }
+
+    /// Its devices.
+    pub fn devices(&self) -> &[Device] {
+        &self.spec.linux.devices
     }
 
     /// What the container is, by the annotations of containerd's CRI plugin and of CRI-O.

@@ -6,8 +6,8 @@ use super::{
     cgroup::Cgroup,
     derive::{self, Accounts, Derived},
     device_nodes::Node,
-    devices::{self, Access},
-    host_spec::HostSpec,
+    devices::{self, Access, Further},
+    host_spec::{HostSpec, SpecError},
     in_root::InRoot,
     launch::{LaunchError, launch},
     mounts::Binds,
@@ -115,7 +115,8 @@ impl Containers {
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
         sandbox.policy().overrides(&derived.overrides)?;
         let cgroup = Cgroup::of(&workspace.name);
-        let devices = give_devices(&cgroup, &host.devices)?;
+        let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();
+        let devices = give_devices(&cgroup, &host, &disks)?;
         cgroup.update(&host.resources)?;
         set_network(&host)?;
         complete_root(&root, &derived, sandbox.hostname())?;
@@ -203,12 +204,18 @@ fn set_network(host: &HostSpec) -> Result<(), ContainerError> {
 
 /// Lets the container open the devices that it may have, before there is a process in its cgroup; gives those that it gets beyond the
 /// usual ones.
-fn give_devices(cgroup: &Cgroup, access: &Access) -> Result<Vec<Node>, ContainerError> {
-    let nodes = match access {
-        Access::All => return Ok(Node::all()),
+fn give_devices(cgroup: &Cgroup, host: &HostSpec, disks: &[(String, String)]) -> Result<Vec<Node>, ContainerError> {
+    let missing = host.disks.iter().find(|path| !disks.iter().any(|(destination, _)| destination == *path));
+    if let Some(path) = missing {
+        return Err(SpecError::Disk(path.clone()).into());
+    }
+    let disks = disks.iter().map(|(destination, serial)| Node::disk(serial, destination)).collect::<Result<Vec<_>, _>>()?;
+    let others = match &host.devices {
+        Access::All => return Ok([Node::all(), disks].concat()),
         Access::Some(paths) => paths.iter().map(|path| Node::find(path)).collect::<Result<Vec<_>, _>>()?,
     };
-    let numbers: Vec<(u32, u32)> = nodes.iter().map(|node| (node.major, node.minor)).collect();
+    let nodes = [others, disks].concat();
+    let numbers: Vec<Further> = nodes.iter().map(Node::further).collect();
     devices::restrict(cgroup.path(), &numbers).map_err(ContainerError::io("device filter"))?;
     Ok(nodes)
 }

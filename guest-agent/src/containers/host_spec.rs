@@ -52,6 +52,9 @@ pub enum SpecError {
     /// A device of the host.
     #[error("device {0}: a guest has no devices of the host, and only character devices of its own to give; remove it")]
     Device(String),
+    /// A disk.
+    #[error("disk for {0}: the guest has none; it gets disks only at its start: run the container by itself, not in a pod")]
+    Disk(String),
     /// A kernel parameter.
     #[error("sysctl {0}: only the kernel parameters of IPC and of the network (net.*) can be set; remove it")]
     Sysctl(String),
@@ -78,6 +81,8 @@ pub struct HostSpec {
     pub sysctl: Vec<(String, String)>,
     /// Which devices of the guest it wants.
     pub devices: Access,
+    /// Where it wants disks; each has to be announced as a volume.
+    pub disks: Vec<String>,
 }
 
 /// IPC parameters that belong to the namespace (ipc_namespaces(7)).
@@ -108,7 +113,7 @@ impl HostSpec {
             check_seccomp(host.seccomp.as_ref())?;
             host.masked_paths = checked_paths("linux.maskedPaths", linux.masked_paths().as_deref())?;
             host.readonly_paths = checked_paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?;
-            host.devices = devices(linux)?;
+            (host.devices, host.disks) = devices(linux)?;
             let mut sysctl: Vec<(String, String)> = linux.sysctl().clone().unwrap_or_default().into_iter().collect();
             sysctl.sort();
             if let Some((name, _)) = sysctl.iter().find(|(name, value)| !is_sysctl(name) || !is_value(value)) {
@@ -181,8 +186,8 @@ fn check_process(process: &Process) -> Result<(), SpecError> {
 }
 
 /// A container that may use every device, as `privileged` has it, means every device of the guest. Else what is named beyond the usual
-/// ones is looked for in the guest: numbers are the guest's own, whatever the host says.
-fn devices(linux: &Linux) -> Result<Access, SpecError> {
+/// ones is looked for in the guest: numbers are the guest's own, whatever the host says. Disks apart.
+fn devices(linux: &Linux) -> Result<(Access, Vec<String>), SpecError> {
     let all = |rule: &LinuxDeviceCgroup| {
         let any = |number: Option<i64>| number.is_none_or(|n| n < 0);
         rule.typ().is_none_or(|typ| typ == LinuxDeviceType::A) && any(rule.major()) && any(rule.minor())
@@ -190,21 +195,23 @@ fn devices(linux: &Linux) -> Result<Access, SpecError> {
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
     // The last rule that speaks of all of them.
     if rules.iter().rfind(|rule| all(rule)).is_some_and(LinuxDeviceCgroup::allow) {
-        return Ok(Access::All);
+        return Ok((Access::All, Vec::new()));
     }
     let list = linux.devices().as_deref().unwrap_or_default();
     bounded("linux.devices", list.len())?;
-    let mut paths = Vec::new();
+    let (mut paths, mut disks) = (Vec::new(), Vec::new());
     for device in list {
         let path = path_text("linux.devices.path", device.path())?;
-        if device.typ() == LinuxDeviceType::B || !path.starts_with("/dev/") {
+        if !path.starts_with("/dev/") || (device.typ() == LinuxDeviceType::B && super::devices::is_usual(&path)) {
             return Err(SpecError::Device(printable(&path)));
         }
-        if !super::devices::is_usual(&path) && !paths.contains(&path) {
+        if device.typ() == LinuxDeviceType::B {
+            disks.push(path);
+        } else if !super::devices::is_usual(&path) && !paths.contains(&path) {
             paths.push(path);
         }
     }
-    Ok(Access::Some(paths))
+    Ok((Access::Some(paths), disks))
 }
 
 /// Memory, processor and process limits; the rest of what a cgroup can do is about devices that the guest does not have.
@@ -302,12 +309,14 @@ mod tests {
 
     #[test]
     fn devices_are_the_guests_or_none() {
-        for (path, typ) in [("/dev/sda", "b"), ("/dev/null", "b"), ("/etc/passwd", "c"), ("/dev/../etc/x", "c")] {
+        for (path, typ) in [("/dev/null", "b"), ("/etc/passwd", "c"), ("/dev/../etc/x", "c")] {
             let devices = json!([{"path": path, "type": typ, "major": 8, "minor": 0}]);
             assert!(parse(|spec| spec["linux"]["devices"] = devices).is_err(), "{path}");
         }
-        let devices = json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}, {"path": "/dev/tpm0", "type": "c", "major": 1}]);
-        assert_eq!(parse(|spec| spec["linux"]["devices"] = devices).unwrap().devices, Access::Some(vec!["/dev/tpm0".to_owned()]));
+        let devices = json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}, {"path": "/dev/tpm0", "type": "c", "major": 1},
+            {"path": "/dev/xvda", "type": "b", "major": 8}]);
+        let host = parse(|spec| spec["linux"]["devices"] = devices).unwrap();
+        assert_eq!((host.devices, host.disks), (Access::Some(vec!["/dev/tpm0".to_owned()]), vec!["/dev/xvda".to_owned()]));
     }
 
     #[test]

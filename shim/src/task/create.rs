@@ -14,7 +14,7 @@ use containerd_shim_protos::{
 };
 use protobuf::MessageField;
 use protocol::{api, bounds};
-use runtime::{config::Config, sandbox::Configure};
+use runtime::{config::Config, sandbox::Configure, vmm::Disk};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
@@ -124,7 +124,14 @@ impl Draft {
         let bundle = Bundle::read(Path::new(&self.request.bundle))?;
         let role = bundle.role()?;
         // What cannot be had is said before a VM is booted for it.
-        let plans = if role == Role::Sandbox { Vec::new() } else { volumes::plan(bundle.mounts())? };
+        let (mut plans, mut disks) = (Vec::new(), Vec::new());
+        if role != Role::Sandbox {
+            plans = volumes::plan(bundle.mounts())?;
+            for (volume, disk) in volumes::disks(&bundle, role == Role::Lone)? {
+                plans.push(Plan { volume, source: disk.path.clone() });
+                disks.push(disk);
+            }
+        }
         let paths = Paths {
             stdin: self.request.stdin.clone(),
             stdout: self.request.stdout.clone(),
@@ -136,12 +143,13 @@ impl Draft {
         let config = guest_spec::config(self.request.options.as_ref())?;
         let ends = Ends::open(&paths, reattaches(&role, &paths), &self.tasks.settings.namespace, &self.request.id).await?;
         let (guest, volumes) = match &role {
-            Role::Sandbox => (self.boot(&config, &bundle, &hooks).await?, Attached::default()),
+            Role::Sandbox => (self.boot(&config, &bundle, &hooks, disks).await?, Attached::default()),
             Role::Lone => {
                 // Side by side: containerd's answer costs nothing beside a boot, and a missing image ends the boot at once.
                 let tasks = self.tasks.clone();
                 let id = self.request.id.clone();
-                let (guest, image) = tokio::try_join!(self.boot(&config, &bundle, &hooks), image::find(&tasks.settings, &bundle, &id))?;
+                let (guest, image) =
+                    tokio::try_join!(self.boot(&config, &bundle, &hooks, disks), image::find(&tasks.settings, &bundle, &id))?;
                 let volumes = self.fill(&config, &bundle, &paths, &guest, image, plans).await?;
                 (guest, volumes)
             }
@@ -159,7 +167,7 @@ impl Draft {
         Ok(Container::new(&self.request.id, self.request.bundle.clone().into(), role, guest, hooks, volumes, init))
     }
 
-    async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks) -> Result<Arc<dyn Guest>, TaskError> {
+    async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks, disks: Vec<Disk>) -> Result<Arc<dyn Guest>, TaskError> {
         if self.tasks.table().guest.is_some() {
             return Err(TaskError::SecondSandbox);
         }
@@ -175,6 +183,7 @@ impl Draft {
         // A namespace that hooks are to fill has to be there before the VM, which takes its network from it.
         let fresh = bundle.wants_netns() && !hooks.is_empty();
         spec.sandbox.configure = fresh.then(|| before_create(hooks));
+        spec.sandbox.disks = disks;
         let guest = self.tasks.host.boot(config, spec.sandbox).await.map_err(TaskError::Sandbox)?;
         self.guest = Some(guest.clone());
         if !fresh {

@@ -72,6 +72,7 @@ pub fn build(settings: &Settings, config: &Config, bundle: &Bundle, container_id
         initdata: initdata.map(|(_, packed)| packed).unwrap_or_default(),
         vcpus,
         memory_mib,
+        disks: Vec::new(),
     };
     Ok(GuestSpec { sandbox, broker: broker.and_then(|broker| image::broker(&broker.url)) })
 }

@@ -8,7 +8,7 @@ mod plan;
 mod send;
 
 pub use attached::Attached;
-pub use plan::{Plan, plan};
+pub use plan::{Plan, disks, plan};
 
 use protocol::line::LineError;
 use std::{io, path::PathBuf};

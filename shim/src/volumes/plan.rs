@@ -1,13 +1,14 @@
 //! What each bind mount of a spec becomes: a copy, an empty directory of the guest's own, the image's own content, or a refusal.
 
 use super::VolumeError;
-use crate::bundle::Mount;
+use crate::bundle::{Bundle, Mount};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use protobuf::EnumOrUnknown;
 use protocol::{
     api::{self, VolumeKind},
     volume::{MAX_BYTES, MAX_ENTRIES, MAX_VOLUMES},
 };
+use runtime::vmm::Disk;
 use std::{
     fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -21,6 +22,8 @@ const FILES: &[&str] = &["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
 /// Kubelet's volumes that it writes itself and mounts read-only.
 const WRITTEN_BY_KUBELET: &[&str] =
     &["kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api"];
+/// Of a disk, in bytes.
+const SECTOR: u64 = 512;
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// One volume of a container.
@@ -43,6 +46,10 @@ pub fn plan(mounts: &[Mount]) -> Result<Vec<Plan>, VolumeError> {
         if OWN.contains(&destination.as_str()) || (destination == "/dev/shm" && !mount.source.components().any(is_empty_dir)) {
             continue;
         }
+        // Below /dev the usual files and directories make no sense, but for a termination log: a disk, or a raw file that is to be one.
+        if destination.starts_with("/dev/") && is_disk(&mount.source) {
+            continue;
+        }
         let mut volume = kind(mount, &destination)?;
         // What is mounted twice at one place is seen once: the last one.
         plans.retain(|plan: &Plan| plan.volume.destination != destination);
@@ -53,6 +60,52 @@ pub fn plan(mounts: &[Mount]) -> Result<Vec<Plan>, VolumeError> {
         }
     }
     Ok(plans)
+}
+
+/// Plans the disks of a container: block devices of its spec, and disks or raw files that are bound to a place below /dev. `alone` says that
+/// its VM is made for it: a guest gets no disk later.
+pub fn disks(bundle: &Bundle, alone: bool) -> Result<Vec<(api::Volume, Disk)>, VolumeError> {
+    let mut found: Vec<(String, PathBuf, bool)> = Vec::new();
+    for mount in bundle.mounts().iter().filter(|mount| mount.is_bind()) {
+        if let Some(destination) = shortest(&mount.destination).filter(|path| path.starts_with("/dev/") && is_disk(&mount.source)) {
+            found.push((destination, mount.source.clone(), mount.is_readonly()));
+        }
+    }
+    // A privileged container's list has every disk of the host; it gets those of its guest.
+    for device in bundle.devices().iter().filter(|device| device.kind == "b" && !bundle.is_privileged()) {
+        let Some(destination) = shortest(&device.path).filter(|path| path.starts_with("/dev/")) else { continue };
+        let uevent = fs::read_to_string(format!("/sys/dev/block/{}:{}/uevent", device.major, device.minor)).unwrap_or_default();
+        let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).unwrap_or(&device.path);
+        found.push((destination, Path::new("/dev").join(name), false));
+    }
+    if let (false, Some((destination, source_path, _))) = (alone, found.first()) {
+        let rule = "a guest gets disks only at its start, which was its pod's; run the container by itself".to_owned();
+        return Err(VolumeError::Refused { source_path: source_path.clone(), destination: destination.clone(), rule });
+    }
+    let disk = |(number, (destination, source, readonly)): (usize, (String, PathBuf, bool))| {
+        let failed = |source_path: &Path, source| VolumeError::Read {
+            source_path: source_path.to_owned(),
+            destination: destination.clone(),
+            source,
+        };
+        let path = fs::canonicalize(&source).map_err(|error| failed(&source, error))?;
+        let device = fs::metadata(&path).map_err(|error| failed(&path, error))?.file_type().is_block_device();
+        let serial = format!("disk{number}");
+        let kind = EnumOrUnknown::new(VolumeKind::DISK);
+        let volume = api::Volume { destination: destination.clone(), kind, readonly, name: serial.clone(), ..Default::default() };
+        Ok((volume, Disk { path, device, readonly, serial }))
+    };
+    found.into_iter().enumerate().map(disk).collect()
+}
+
+/// A disk, or a raw file of a disk: what is in whole sectors, and not empty.
+fn is_disk(source: &Path) -> bool {
+    if is_termination_log(source) {
+        return false;
+    }
+    let Ok(found) = fs::metadata(source) else { return false };
+    let raw = found.is_file() && found.len() > 0 && found.len() % SECTOR == 0;
+    found.file_type().is_block_device() || raw
 }
 
 fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
@@ -70,7 +123,10 @@ fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
     }
     let kind = found.file_type();
     if kind.is_block_device() {
-        return Err(refuse(mount, "a disk of the host; a guest gets disks only at its start, as a device and not as a mount".to_owned()));
+        return Err(refuse(
+            mount,
+            "a disk of the host: a guest mounts none; bind it to a place below /dev to have it as a disk".to_owned(),
+        ));
     }
     if !kind.is_file() && !kind.is_dir() {
         return Err(refuse(mount, "neither a file nor a directory: a socket or device of the host leads nowhere from a guest".to_owned()));
@@ -251,6 +307,27 @@ mod tests {
         fs::create_dir(&many).unwrap();
         (0..MAX_ENTRIES).for_each(|n| fs::write(many.join(n.to_string()), "").unwrap());
         assert!(one(&many, "/data", &["ro"]).unwrap_err().to_string().contains("entries"));
+    }
+
+    #[test]
+    fn disks_are_bound_below_dev_and_only_to_a_vm_that_is_being_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (raw, text) = (dir.path().join("raw.img"), dir.path().join("text"));
+        fs::File::create(&raw).unwrap().set_len(1 << 20).unwrap();
+        fs::write(&text, "not a disk").unwrap();
+        let mounts = serde_json::json!([
+            {"destination": "/dev/data", "type": "bind", "source": raw, "options": ["rbind", "ro"]},
+            {"destination": "/dev/text", "type": "bind", "source": text, "options": ["rbind", "ro"]},
+        ]);
+        fs::write(dir.path().join("config.json"), serde_json::json!({"mounts": mounts}).to_string()).unwrap();
+        let bundle = Bundle::read(dir.path()).unwrap();
+        let planned = disks(&bundle, true).unwrap();
+        assert_eq!(planned.len(), 1);
+        let (volume, disk) = &planned[0];
+        assert_eq!((volume.destination.as_str(), volume.name.as_str(), disk.readonly, disk.device), ("/dev/data", "disk0", true, false));
+        assert_eq!(plan(bundle.mounts()).unwrap().len(), 1);
+        let error = disks(&bundle, false).unwrap_err().to_string();
+        assert!(error.contains("only at its start") && error.contains("raw.img"), "{error}");
     }
 
     #[test]

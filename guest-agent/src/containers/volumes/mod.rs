@@ -72,6 +72,8 @@ enum Source {
     Empty(PathBuf),
     /// The image's own.
     Image,
+    /// A disk, by its serial.
+    Disk(String),
 }
 
 /// What a bind mount of the host's spec becomes.
@@ -113,6 +115,7 @@ impl Volumes {
                 (false, _) => Source::LeftOut,
                 (true, VolumeKind::COPY) => Source::Copy(tokio::sync::Mutex::new(false)),
                 (true, VolumeKind::IMAGE) => Source::Image,
+                (true, VolumeKind::DISK) => Source::Disk(volume.name.clone()),
                 (true, VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY) => Source::Empty(self.empty_directory(volume, home)?),
             };
             let (readonly, read_back) = (volume.readonly, volume.read_back);
@@ -186,7 +189,8 @@ impl Prepared {
     pub fn bind(&self, destination: &str) -> Option<Result<(Bind, bool), ContainerError>> {
         let (number, volume) = self.volumes.iter().enumerate().find(|(_, volume)| volume.destination == destination)?;
         let bind = match &volume.source {
-            Source::LeftOut => Bind::Nothing,
+            // A disk is a device node, and no mount.
+            Source::LeftOut | Source::Disk(_) => Bind::Nothing,
             Source::Empty(path) => Bind::Path(path.clone()),
             Source::Image => Bind::Image,
             Source::Copy(copied) => match copied.try_lock() {
@@ -200,6 +204,15 @@ impl Prepared {
         Some(Ok((bind, volume.readonly)))
     }
 
+    /// Its disks: where each is to be, and its serial.
+    pub fn disks(&self) -> Vec<(String, String)> {
+        let disk = |volume: &Volume| match &volume.source {
+            Source::Disk(serial) => Some((volume.destination.clone(), serial.clone())),
+            _ => None,
+        };
+        self.volumes.iter().filter_map(disk).collect()
+    }
+
     /// Makes a working directory that lies in one of the volumes.
     pub fn make_directory(&self, path: &str) -> io::Result<()> {
         for (number, volume) in self.volumes.iter().enumerate() {
@@ -207,7 +220,7 @@ impl Prepared {
             let place = match &volume.source {
                 Source::Copy(_) => self.place(number),
                 Source::Empty(path) => path.clone(),
-                Source::LeftOut | Source::Image => continue,
+                Source::LeftOut | Source::Image | Source::Disk(_) => continue,
             };
             if place.is_dir() {
                 InRoot::open(&place)?.make_dirs(rest)?;
@@ -220,6 +233,10 @@ impl Prepared {
 /// Whether the container gets it. What it can do without is left out where the policy does not have it; anything else is refused.
 fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
     let kind = volume.kind.enum_value_or_default();
+    if kind == VolumeKind::DISK {
+        policy.overrides(&Overrides { devices: vec![volume.destination.clone()], ..Overrides::default() })?;
+        return Ok(true);
+    }
     if kind == VolumeKind::IMAGE || policy.lets_mount(&volume.destination) {
         return Ok(true);
     }
@@ -300,6 +317,8 @@ mod tests {
             let text = asked(destination, kind).unwrap_err().to_string();
             assert!(text.contains("allow.mounts") && text.contains(destination), "{text}");
         }
+        let text = asked("/dev/xvda", VolumeKind::DISK).unwrap_err().to_string();
+        assert!(text.contains("allow.devices") && text.contains("/dev/xvda"), "{text}");
         let open = Policy::from_initdata(None).unwrap();
         assert_eq!(admit(&open, &volume("/bin", VolumeKind::COPY)), Ok(true));
     }
