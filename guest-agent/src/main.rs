@@ -32,7 +32,7 @@ use boot::{
     modules::{Modules, Stage},
     power,
 };
-use containers::{Containers, streams::Streams};
+use containers::{Containers, streams::Streams, volumes::Volumes};
 use log::{info, warn};
 use protocol::{guest_port, service::create_agent};
 use reaper::Reaper;
@@ -93,9 +93,11 @@ async fn serve(modules: Arc<Modules>) -> Result<Never> {
     tokio::spawn(reaper.clone().run(Reaper::signals().context("SIGCHLD")?));
     let machine = Machine { modules, scratch: Arc::new(ScratchCell::default()) };
     let streams = Arc::new(Streams::default());
-    let containers = Arc::new(Containers::new(reaper, streams.clone()));
+    let volumes = Arc::new(Volumes::default());
+    let containers = Arc::new(Containers::new(reaper, streams.clone(), volumes.clone()));
     let rpc = vsock::listen(guest_port::RPC).context("RPC port")?;
     tokio::spawn(streams.serve(vsock::listen(guest_port::STREAM).context("stream port")?));
+    tokio::spawn(volumes.serve(vsock::listen(guest_port::VOLUME).context("volume port")?));
     let gate = Arc::new(Gate::default());
     tokio::spawn(forward::serve(vsock::listen(guest_port::FORWARD).context("forward port")?, gate.clone()));
     let service = create_agent(Arc::new(Service::new(gate, machine.clone(), containers)));

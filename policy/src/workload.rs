@@ -11,7 +11,10 @@
 //! user = ["1000:1000"]
 //! cwd = ["/srv"]
 //! capabilities = ["CAP_NET_ADMIN"]   # beyond the runtime's default set
-//! mounts = ["/etc/resolv.conf"]      # by destination
+//! mounts = ["/etc/resolv.conf"]      # by destination; what the host fills them with is its choice
+//! devices = ["/dev/tpm0"]            # of the guest; a host has none to give
+//! sysctls = ["net.core.somaxconn=1024"] # of the pod's network: a name with any value, or a name with this value
+//! privileged = false                 # every device of the guest, and its /sys writable: the container then is the guest
 //! exec = false                       # whole command lines
 //! signals = [1, 10]                  # beyond INT, QUIT, KILL and TERM
 //! terminal = false
@@ -70,6 +73,12 @@ pub struct Overrides {
     pub capabilities: Vec<String>,
     /// Destinations of mounts beyond the default set.
     pub mounts: Vec<String>,
+    /// Devices of the guest beyond the usual ones.
+    pub devices: Vec<String>,
+    /// Parameters of the pod's network, name and value.
+    pub sysctls: Vec<(String, String)>,
+    /// All devices of the guest.
+    pub privileged: bool,
     /// A terminal instead of pipes.
     pub terminal: bool,
     /// The process namespace of the pod instead of one of its own.
@@ -143,11 +152,7 @@ impl Policy {
             return Err(not_allowed(format!("command line {}", list(args)), "args", &list(args)));
         }
         for (name, value) in &overrides.env {
-            let covers = |entry: &String| match entry.split_once('=') {
-                Some((n, v)) => n == name && v == value,
-                None => entry == name,
-            };
-            if !allow.env.allows(covers) {
+            if !allow.env.allows(|entry| covers(entry, name, value)) {
                 // The value may be a secret of the host's side; it is not repeated.
                 return Err(not_allowed(format!("environment variable {}", short(name)), "env", &format!("{:?}", short(name))));
             }
@@ -169,7 +174,25 @@ impl Policy {
         if overrides.share_processes && !allow.share_processes {
             return Err(off("the pod's process namespace", "share_processes"));
         }
+        for device in &overrides.devices {
+            one(&Some(device.clone()), &allow.devices, "device", "devices")?;
+        }
+        for (name, value) in &overrides.sysctls {
+            if !allow.sysctls.allows(|entry| covers(entry, name, value)) {
+                let setting = short(&format!("{name}={value}"));
+                return Err(not_allowed(format!("sysctl {setting}"), "sysctls", &format!("{setting:?}")));
+            }
+        }
+        if overrides.privileged && !allow.privileged {
+            let remedy = "set allow.privileged = true".to_owned();
+            return Err(denial("a privileged container".into(), "allow.privileged is false", remedy));
+        }
         self.stdio(Stdio { terminal: overrides.terminal, ..Stdio::default() })
+    }
+
+    /// May the host fill or hide what is at this place of the container? Without a refusal, for mounts that a container can do without.
+    pub fn lets_mount(&self, destination: &str) -> bool {
+        self.rules.as_ref().is_none_or(|rules| rules.allow.mounts.allows(|allowed| allowed == destination))
     }
 
     /// May the host run one more process with this command line in a container?
@@ -216,6 +239,14 @@ impl Policy {
     }
 }
 
+/// Whether an entry `NAME` or `NAME=value` of a list is about this.
+fn covers(entry: &str, name: &str, value: &str) -> bool {
+    match entry.split_once('=') {
+        Some((n, v)) => n == name && v == value,
+        None => entry == name,
+    }
+}
+
 fn denial(asked: String, rule: &str, remedy: String) -> Denial {
     Denial { asked, rule: rule.into(), remedy: format!("{remedy} in policy.toml of the initdata") }
 }
@@ -256,6 +287,9 @@ mod tests {
             ("allow.cwd", Overrides { cwd: Some("/tmp".into()), ..none.clone() }),
             ("allow.capabilities", Overrides { capabilities: strings(&["CAP_SYS_ADMIN"]), ..none.clone() }),
             ("allow.mounts", Overrides { mounts: strings(&["/etc"]), ..none.clone() }),
+            ("allow.devices", Overrides { devices: strings(&["/dev/tpm0"]), ..none.clone() }),
+            ("allow.sysctls", Overrides { sysctls: vec![("net.ipv4.ip_forward".into(), "1".into())], ..none.clone() }),
+            ("allow.privileged", Overrides { privileged: true, ..none.clone() }),
             ("allow.terminal", Overrides { terminal: true, ..none.clone() }),
             ("allow.share_processes", Overrides { share_processes: true, ..none }),
         ]
@@ -321,7 +355,9 @@ mod tests {
     fn lists_allow_what_they_name_and_no_more() {
         let policy = Policy::parse(
             "[allow]\nargs = [[\"/bin/sh\", \"-c\", \"id\"]]\nenv = [\"TZ\", \"MODE=batch\"]\nuser = [\"0:0\"]\ncwd = [\"/tmp\"]\n\
-             capabilities = [\"CAP_SYS_ADMIN\"]\nmounts = [\"/etc\"]\nexec = [[\"id\"]]\nsignals = [10]\nterminal = true\nshare_processes = true\nport_forward = [8080]\noutput = false\n",
+             capabilities = [\"CAP_SYS_ADMIN\"]\nmounts = [\"/etc\"]\ndevices = [\"/dev/tpm0\"]\n\
+             sysctls = [\"net.ipv4.ip_forward=1\"]\nprivileged = true\nexec = [[\"id\"]]\nsignals = [10]\nterminal = true\n\
+             share_processes = true\nport_forward = [8080]\noutput = false\n",
         )
         .unwrap();
         for (key, overrides) in each_override() {
@@ -333,6 +369,9 @@ mod tests {
         let text = policy.overrides(&env("MODE", "hunter2")).unwrap_err().to_string();
         assert!(!text.contains("hunter2"), "a value is not repeated: {text}");
         assert!(policy.overrides(&Overrides { args: Some(strings(&["/bin/sh", "-c"])), ..Overrides::default() }).is_err());
+        let forward = |value: &str| Overrides { sysctls: vec![("net.ipv4.ip_forward".into(), value.into())], ..Overrides::default() };
+        assert!(policy.overrides(&forward("0")).unwrap_err().to_string().contains("net.ipv4.ip_forward=0"));
+        assert!(policy.lets_mount("/etc") && !policy.lets_mount("/etc/hosts"));
         assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
         assert!(policy.exec(&strings(&["id", "-u"])).is_err());
         assert_eq!(policy.signal(10), Ok(()));

@@ -32,6 +32,12 @@ pub const MAX_HOSTNAME: usize = 64;
 pub const MAX_IFNAME: usize = 15;
 /// Most registries that are reached by plain HTTP.
 pub const MAX_PLAIN_HTTP: usize = 64;
+/// Longest path (`PATH_MAX`).
+pub const MAX_PATH: usize = crate::volume::MAX_PATH;
+/// Most volumes of a container.
+pub const MAX_VOLUMES: usize = crate::volume::MAX_VOLUMES;
+/// Highest permission bits of an empty directory.
+pub const MAX_MODE: u32 = 0o3777;
 /// Highest signal number (`_NSIG`).
 pub const MAX_SIGNAL: u32 = 64;
 /// Highest width and height of a terminal (`struct winsize` holds 16 bits).
@@ -220,6 +226,49 @@ impl Bounded for api::CreateContainerRequest {
     }
 }
 
+impl Bounded for api::PrepareVolumesRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        at_most(self.volumes.len(), MAX_VOLUMES, "volumes", "entries")?;
+        self.volumes.iter().try_for_each(Bounded::check)?;
+        let mut destinations: Vec<&str> = self.volumes.iter().map(|volume| volume.destination.as_str()).collect();
+        destinations.sort_unstable();
+        ensure(destinations.windows(2).all(|pair| pair[0] != pair[1]), "volumes.destination", "each once")
+    }
+}
+
+impl Bounded for api::Volume {
+    fn check(&self) -> Result<(), BoundError> {
+        at_most(self.destination.len(), MAX_PATH, "volumes.destination", "bytes")?;
+        let shortest = |path: &str| path.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
+        ensure(
+            self.destination.starts_with('/') && !self.destination.contains('\0') && shortest(&self.destination),
+            "volumes.destination",
+            "an absolute path in its shortest spelling, not the root",
+        )?;
+        ensure(self.kind.enum_value().is_ok(), "volumes.kind", "one of the known kinds")?;
+        ensure(self.mode <= MAX_MODE, "volumes.mode", format!("at most {MAX_MODE:o}"))?;
+        match self.kind.enum_value() {
+            Ok(api::VolumeKind::EMPTY | api::VolumeKind::EMPTY_MEMORY) => check_id("volumes.name", &self.name),
+            Ok(api::VolumeKind::DISK) => {
+                // Never the scratch disk's.
+                let number = self.name.strip_prefix("disk").unwrap_or_default();
+                let plain = (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+                ensure(plain, "volumes.name", "disk and a number")?;
+                ensure(self.destination.starts_with("/dev/"), "volumes.destination", "below /dev")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Bounded for api::ReadVolumeRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        ensure((self.number as usize) < MAX_VOLUMES, "number", format!("below {MAX_VOLUMES}"))
+    }
+}
+
 impl Bounded for api::ExecProcessRequest {
     fn check(&self) -> Result<(), BoundError> {
         check_id("container_id", &self.container_id)?;
@@ -350,6 +399,31 @@ mod tests {
         assert!(api::Neighbour { interface: "../x".into(), ..good }.check().is_err());
         let route = api::Route { interface: "eth0".into(), source: "x".into(), ..Default::default() };
         assert_eq!(route.check().unwrap_err().field, "routes.source");
+    }
+
+    #[test]
+    fn volumes_are_bounded() {
+        let volume = |destination: &str| api::Volume { destination: destination.into(), ..Default::default() };
+        let request = |volumes| api::PrepareVolumesRequest { container_id: "c".into(), volumes, ..Default::default() };
+        assert_eq!(request(vec![volume("/etc/x"), volume("/etc/y")]).check(), Ok(()));
+        for destination in ["", "/", "etc", "/a/../b", "/a//b", "/a/", "/.", "/a\0b", &format!("/{}", "x".repeat(MAX_PATH))] {
+            assert_eq!(request(vec![volume(destination)]).check().unwrap_err().field, "volumes.destination", "{destination:?}");
+        }
+        assert!(request(vec![volume("/a"), volume("/b"), volume("/a")]).check().is_err());
+        assert!(request((0..=MAX_VOLUMES).map(|n| volume(&format!("/{n}"))).collect()).check().is_err());
+        let unknown = api::Volume { kind: protobuf::EnumOrUnknown::from_i32(9), ..volume("/a") };
+        assert_eq!(unknown.check().unwrap_err().field, "volumes.kind");
+        let nameless = api::Volume { kind: api::VolumeKind::EMPTY.into(), name: "../x".into(), ..volume("/a") };
+        assert_eq!(nameless.check().unwrap_err().field, "volumes.name");
+        let disk = |destination: &str, name: &str| {
+            let kind = api::VolumeKind::DISK.into();
+            api::Volume { kind, name: name.into(), ..volume(destination) }.check()
+        };
+        assert_eq!(disk("/dev/xvda", "disk0"), Ok(()));
+        for (destination, name) in [("/dev/xvda", "scratch"), ("/dev/xvda", "disk"), ("/dev/xvda", "disk-1"), ("/data", "disk0")] {
+            assert!(disk(destination, name).is_err(), "{destination} {name}");
+        }
+        assert!(api::Volume { mode: 0o4755, ..volume("/a") }.check().is_err());
     }
 
     #[test]

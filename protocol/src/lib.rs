@@ -4,6 +4,7 @@
 //! - [`bounds`]: the bound of every field, checked by the agent before it looks at anything else.
 //! - [`stream`]: the framing of stdio streams, one vsock connection each.
 //! - [`forward`]: TCP connections of the host to ports of the guest's loopback.
+//! - [`volume`]: what the host copies into the guest, one vsock connection for each copy.
 //! - [`courier`]: what the guest may ask of the host: blobs by digest, TCP tunnels.
 //! - [`console`]: the first line of a guest that is up, and the agent's log lines after it.
 //!
@@ -21,6 +22,7 @@ pub mod courier;
 pub mod forward;
 pub mod line;
 pub mod stream;
+pub mod volume;
 
 pub use generated::{agent as api, agent_ttrpc as service};
 
@@ -35,6 +37,8 @@ pub mod guest_port {
     pub const STREAM: u32 = 1025;
     /// See [`crate::forward`].
     pub const FORWARD: u32 = 1026;
+    /// Copies of volumes, see [`crate::volume`].
+    pub const VOLUME: u32 = 1027;
 }
 
 /// Where the host listens, for this guest only.

@@ -8,7 +8,7 @@ use crate::{
     record::{self, Record, RecordError},
     tee::{self, Machine, Request, TeeError},
     vmm::{
-        self, Cmdline, Command, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
+        self, Cmdline, Command, Disk, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
     },
     vsock::{Vsock, VsockListener, VsockStream},
@@ -19,6 +19,7 @@ use protocol::{
     line::{self, LineError},
     service::AgentClient,
     stream::StreamId,
+    volume::VolumeId,
 };
 use std::{
     collections::BTreeMap,
@@ -31,7 +32,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
-use tokio::{io::BufReader, task::JoinSet, time::timeout};
+use tokio::{io::BufReader, sync::Semaphore, task::JoinSet, time::timeout};
 
 /// The oldest QEMU that any guest starts on.
 pub const OLDEST_QEMU: QemuVersion = QemuVersion { major: 7, minor: 2 };
@@ -43,6 +44,8 @@ const GONE: Duration = Duration::from_secs(10);
 const DYING: Duration = Duration::from_secs(2);
 /// How long the agent may take for CreateSandbox: it verifies nothing in it, it only reads.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most streams that are being connected at a time; the guest's queue holds 128.
+const MAX_CONNECTING: usize = 32;
 /// How long the end of a sandbox waits for what the agent says of itself.
 const INFO_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -69,6 +72,8 @@ pub struct SandboxSpec {
     pub vcpus: Option<u32>,
     /// Memory in MiB, where not the configuration's.
     pub memory_mib: Option<u32>,
+    /// Disks of the host's; a guest gets none later.
+    pub disks: Vec<Disk>,
 }
 
 /// Configures the network namespace of a process, told by its id; the error is one line.
@@ -181,6 +186,8 @@ pub struct Sandbox {
     _helpers: Vec<Process>,
     courier: Arc<Courier>,
     agent: AgentClient,
+    /// Streams that are being connected: more than the guest accepts at a time it refuses.
+    connecting: Semaphore,
     /// The courier's, the console's and the port forwarder's tasks; they end with it.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -249,6 +256,7 @@ impl Sandbox {
             memory_mib: spec.memory_mib.unwrap_or(config.guest.memory_mib),
             accelerator: choice.accelerator,
             scratch,
+            disks: spec.disks.clone(),
             vsock: device,
             taps: std::mem::take(&mut network.taps),
         };
@@ -289,6 +297,7 @@ impl Sandbox {
             _helpers: running,
             courier,
             agent,
+            connecting: Semaphore::new(MAX_CONNECTING),
             tasks: Mutex::new(tasks),
         };
         let netns = spec.netns.clone();
@@ -365,8 +374,17 @@ impl Sandbox {
 
     /// Connects one of a process's standard streams.
     pub async fn stream(&self, stream: &StreamId) -> Result<VsockStream, LineError> {
+        // Never closed, so always given.
+        let _permit = self.connecting.acquire().await;
         let mut connection = self.vsock.connect(guest_port::STREAM).await?;
         stream.connect(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Connects a copy of a volume.
+    pub async fn volume(&self, volume: &VolumeId) -> Result<VsockStream, LineError> {
+        let mut connection = self.vsock.connect(guest_port::VOLUME).await?;
+        volume.connect(&mut connection).await?;
         Ok(connection)
     }
 

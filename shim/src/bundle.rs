@@ -96,19 +96,57 @@ struct Spec {
     linux: Linux,
 }
 
-#[derive(Debug, Deserialize)]
-struct Mount {
-    destination: PathBuf,
+/// A mount of the spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Mount {
+    /// In the container.
+    pub destination: String,
+    /// `bind`, `tmpfs`, …
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// On the host.
     #[serde(default)]
-    source: PathBuf,
+    pub source: PathBuf,
+    /// As of mount(8).
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// Whether something of the host's is to be seen at the destination.
+    pub fn is_bind(&self) -> bool {
+        self.kind == "bind" || self.options.iter().any(|option| option == "bind" || option == "rbind")
+    }
+
+    /// Whether it is not to be written to.
+    pub fn is_readonly(&self) -> bool {
+        self.options.iter().any(|option| option == "ro" || option == "rro")
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Linux {
     namespaces: Vec<Namespace>,
+    devices: Vec<Device>,
     resources: Resources,
     sysctl: BTreeMap<String, String>,
+}
+
+/// A device of the spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Device {
+    /// In the container.
+    pub path: String,
+    /// `b` is a disk.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// On this host.
+    #[serde(default)]
+    pub major: i64,
+    /// On this host.
+    #[serde(default)]
+    pub minor: i64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -122,8 +160,19 @@ struct Namespace {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Resources {
+    devices: Vec<DeviceRule>,
     memory: Memory,
     cpu: Cpu,
+}
+
+/// A rule of the device cgroup; without type and numbers it is about all devices.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DeviceRule {
+    allow: bool,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    major: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -169,6 +218,22 @@ impl Bundle {
     /// The whole text.
     pub fn json(&self) -> &[u8] {
         &self.json
+    }
+
+    /// Its mounts.
+    pub fn mounts(&self) -> &[Mount] {
+        &self.spec.mounts
+    }
+
+    /// Whether it may use every device: the last rule about all of them counts.
+    pub fn is_privileged(&self) -> bool {
+        let all = |rule: &&DeviceRule| rule.kind.as_deref().is_none_or(|kind| kind == "a") && rule.major.is_none_or(|major| major < 0);
+        self.spec.linux.resources.devices.iter().rfind(all).is_some_and(|rule| rule.allow)
+    }
+
+    /// Its devices.
+    pub fn devices(&self) -> &[Device] {
+        &self.spec.linux.devices
     }
 
     /// What the container is, by the annotations of containerd's CRI plugin and of CRI-O.
@@ -256,7 +321,7 @@ impl Bundle {
 
     /// Where names are looked up, by the `resolv.conf` that the caller has made for the container. One that cannot be read is none.
     fn dns(&self) -> api::Dns {
-        let Some(mount) = self.spec.mounts.iter().find(|mount| mount.destination == Path::new("/etc/resolv.conf")) else {
+        let Some(mount) = self.spec.mounts.iter().find(|mount| mount.destination == "/etc/resolv.conf") else {
             return api::Dns::new();
         };
         let mut text = String::new();

@@ -2,7 +2,7 @@
 
 use crate::{group, socket};
 use async_trait::async_trait;
-use protocol::{line::LineError, service::AgentClient, stream::StreamId};
+use protocol::{line::LineError, service::AgentClient, stream::StreamId, volume::VolumeId};
 use runtime::{
     config::Config,
     courier::BlobSource,
@@ -24,6 +24,8 @@ pub trait Guest: Send + Sync {
     fn pid(&self) -> u32;
     /// Connects one of a process's standard streams.
     async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError>;
+    /// Connects a copy of a volume.
+    async fn volume(&self, id: &VolumeId) -> Result<Box<dyn Duplex>, LineError>;
     /// Lets the guest reach `host:port` through this host.
     fn allow(&self, authority: &str);
     /// Sets where the guest's blobs come from.
@@ -87,6 +89,10 @@ impl Guest for Sandbox {
 
     async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError> {
         Ok(Box::new(Sandbox::stream(self, id).await?))
+    }
+
+    async fn volume(&self, id: &VolumeId) -> Result<Box<dyn Duplex>, LineError> {
+        Ok(Box::new(Sandbox::volume(self, id).await?))
     }
 
     fn allow(&self, authority: &str) {

@@ -26,6 +26,7 @@ mod socket;
 mod start;
 mod stdio;
 mod task;
+mod volumes;
 
 use args::{Args, ArgsError, USAGE};
 use runtime::vmm::launcher;

@@ -22,6 +22,7 @@ pub mod memory;
 pub mod nerdctl;
 pub mod oci;
 pub mod place;
+pub mod pod;
 pub mod pty;
 pub mod registry;
 pub mod runner;

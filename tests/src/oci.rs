@@ -17,7 +17,7 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Programs that the tests' containers use; each is a link to busybox.
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 31] = [
     "sh",
     "cat",
     "echo",
@@ -46,6 +46,9 @@ const APPLETS: [&str; 28] = [
     "rm",
     "yes",
     "grep",
+    "cut",
+    "mknod",
+    "sync",
 ];
 
 /// One entry of a layer.

@@ -132,7 +132,7 @@ fn streams_reach_the_node(pod: &Pod<'_>, image: &str, server: &ContainerSpec<'_>
 
     let executed = pod.exec_sync(side, &["/bin/sh", "-c", "echo out; echo err >&2; exit 5"], 30)?;
     ensure!((executed.code, executed.stdout.as_str(), executed.stderr.as_str()) == (5, "out\n", "err\n"), "{executed:?}");
-    let late = pod.exec_sync(side, SLEEP, 1).unwrap_err().to_string();
+    let late = pod.exec_sync(side, SLEEP, 1).err().context("an exec outlived its time")?.to_string();
     ensure!(late.contains("timed out") || late.contains("timeout") || late.contains("deadline"), "{late}");
 
     let mut exec = WebSocket::connect(&pod.exec(side, &["/bin/sh", "-c", "read line; echo got $line; echo bad >&2; exit 6"])?)?;

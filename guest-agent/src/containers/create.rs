@@ -5,13 +5,17 @@ use super::{
     bundle::Bundle,
     cgroup::Cgroup,
     derive::{self, Accounts, Derived},
-    host_spec::HostSpec,
+    device_nodes::Node,
+    devices::{self, Access, Further},
+    host_spec::{HostSpec, SpecError},
     in_root::InRoot,
     launch::{LaunchError, launch},
+    mounts::Binds,
     overlay::Overlay,
     process::Process,
     remove_directories,
     terminal::ConsoleSocket,
+    volumes::Bind,
 };
 use crate::{
     boot::modules::Stage,
@@ -25,7 +29,7 @@ use protocol::api;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
 };
 use tokio::task::spawn_blocking;
 
@@ -74,13 +78,25 @@ impl Drop for Workspace {
 }
 
 impl Containers {
-    /// Makes a container; its first process waits for StartProcess. `stages` gets the time of each step.
+    /// Makes a container; its first process waits for StartProcess. `stages` gets the time of each step. Without a container its volumes go.
     pub async fn create(&self, request: CreateRequest<'_>, stages: &mut Stages) -> Result<(), ContainerError> {
+        let id = request.message.container_id.clone();
+        let made = self.make(request, stages).await;
+        // Another container's volumes stay, if it is its id that was taken.
+        if made.is_err() && matches!(self.get(&id), Err(ContainerError::NoContainer(_))) {
+            self.volumes.forget(&id);
+        }
+        made
+    }
+
+    async fn make(&self, request: CreateRequest<'_>, stages: &mut Stages) -> Result<(), ContainerError> {
         let message = request.message;
         let sandbox = request.sandbox;
         let stdio = message.stdio.clone().unwrap_or_default();
         let host = HostSpec::parse(&message.spec)?;
         let reservation = self.reserve(&message.container_id)?;
+        let volumes = self.volumes.of(&message.container_id);
+        let mut binds = host.mounts.binds(volumes.as_deref())?;
         let image = sandbox.pull(message, stages).await?;
 
         let scratch = sandbox.scratch().await?;
@@ -99,7 +115,18 @@ impl Containers {
         let accounts = read_accounts(&root)?;
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
         sandbox.policy().overrides(&derived.overrides)?;
+        let cgroup = Cgroup::of(&workspace.name);
+        let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();
+        let devices = give_devices(&cgroup, &host, &disks)?;
+        cgroup.update(&host.resources)?;
+        set_network(&host)?;
         complete_root(&root, &derived, sandbox)?;
+        if host.readonly_root {
+            keep_writable(&root, &mut binds)?;
+        }
+        if let Some(volumes) = &volumes {
+            volumes.make_directory(&derived.cwd).map_err(ContainerError::io(format!("working directory {}", derived.cwd)))?;
+        }
         stages.end("rootfs");
 
         let shared = self.share(host.shares, sandbox.hostname()).await?;
@@ -108,6 +135,8 @@ impl Containers {
             host: &host,
             process: &derived,
             hostname: sandbox.hostname(),
+            binds: &binds,
+            devices: &devices,
             open: sandbox.policy().is_open(),
             shared: &shared,
         };
@@ -146,11 +175,13 @@ impl Containers {
             derived,
             accounts,
             seccomp: host.seccomp,
-            cgroup: Cgroup::of(&workspace.name),
+            cgroup,
             init: process,
             init_pipes: Mutex::new(Some(pipes)),
             execs: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            next_exec: AtomicU64::new(1),
+            frozen: false.into(),
+            turn: tokio::sync::RwLock::default(),
             root: Mutex::new(workspace.root.take()),
         });
         info!(container = message.container_id, image = image.digest; "container created");
@@ -168,6 +199,43 @@ fn end_together(init: &Watched, cgroup: Cgroup) {
             log::debug!("after the container's first process: {e}");
         }
     });
+}
+
+/// What the image declares as a volume stays writable where the root does not: it is mounted over itself.
+fn keep_writable(root: &InRoot, binds: &mut Binds) -> Result<(), ContainerError> {
+    for (destination, (bind, _)) in binds.iter_mut().filter(|(_, (bind, _))| *bind == Bind::Image) {
+        let path = root.make_dirs(Path::new(destination)).and_then(|()| root.real_path(destination));
+        *bind = Bind::Path(path.map_err(ContainerError::io(format!("volume of the image at {destination}")))?);
+    }
+    Ok(())
+}
+
+/// Kernel parameters of the network: the pod's, and so the guest's.
+fn set_network(host: &HostSpec) -> Result<(), ContainerError> {
+    for (name, value) in host.network_sysctls() {
+        // Checked when it was read: letters, digits, '-', '_' and single dots.
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(path, value).map_err(ContainerError::io(format!("sysctl {name}")))?;
+    }
+    Ok(())
+}
+
+/// Lets the container open the devices that it may have, before there is a process in its cgroup; gives those that it gets beyond the
+/// usual ones.
+fn give_devices(cgroup: &Cgroup, host: &HostSpec, disks: &[(String, String)]) -> Result<Vec<Node>, ContainerError> {
+    let missing = host.disks.iter().find(|path| !disks.iter().any(|(destination, _)| destination == *path));
+    if let Some(path) = missing {
+        return Err(SpecError::Disk(path.clone()).into());
+    }
+    let disks = disks.iter().map(|(destination, serial)| Node::disk(serial, destination)).collect::<Result<Vec<_>, _>>()?;
+    let others = match &host.devices {
+        Access::All => return Ok([Node::all(), disks].concat()),
+        Access::Some(paths) => paths.iter().map(|path| Node::find(path)).collect::<Result<Vec<_>, _>>()?,
+    };
+    let nodes = [others, disks].concat();
+    let numbers: Vec<Further> = nodes.iter().map(Node::further).collect();
+    devices::restrict(cgroup.path(), &numbers).map_err(ContainerError::io("device filter"))?;
+    Ok(nodes)
 }
 
 fn read_accounts(root: &InRoot) -> Result<Accounts, ContainerError> {

@@ -9,7 +9,7 @@ use nix::{
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -84,6 +84,12 @@ impl InRoot {
         Ok(())
     }
 
+    /// Where a directory really is, in the agent's own root.
+    pub fn real_path(&self, path: &str) -> io::Result<PathBuf> {
+        let directory = self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
+        std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+    }
+
     fn resolve(&self, path: &str, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
@@ -117,6 +123,9 @@ mod tests {
         assert_eq!(root.read("/absolute").unwrap(), None);
         assert_eq!(root.read("/../secret").unwrap(), None);
         assert_eq!(root.read("/good").unwrap().as_deref(), Some("inside"));
+        fs::create_dir(dir.path().join("root/dir")).unwrap();
+        symlink("/dir/../../dir", dir.path().join("root/link")).unwrap();
+        assert_eq!(root.real_path("/link").unwrap(), dir.path().canonicalize().unwrap().join("root/dir"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     derive::Derived,
     host_spec::HostSpec,
     launch::{LaunchError, Wanted, launch},
+    mounts::Binds,
     notify_start,
 };
 use crate::{
@@ -84,7 +85,9 @@ impl Containers {
         Cgroup::of(HOLDER).create().map_err(ContainerError::io("cgroup"))?;
         let process = Derived { args: vec![HOLDER.into()], cwd: "/".into(), ..Derived::default() };
         let host = HostSpec { readonly_root: true, ..HostSpec::default() };
-        let bundle = Bundle { name: HOLDER, host: &host, process: &process, hostname, open: false, shared: &Shared::default() };
+        let (binds, shared) = (Binds::new(), Shared::default());
+        let bundle =
+            Bundle { name: HOLDER, host: &host, process: &process, hostname, binds: &binds, devices: &[], open: false, shared: &shared };
         let failed = |e: oci_spec::OciSpecError| LaunchError::Failed(e.to_string());
         let mut spec = bundle.spec(&rootfs).map_err(failed)?;
         // Containers see it: it can do nothing, and an empty directory is all that can be reached through it.
@@ -132,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_shares_nothing_has_nothing_made() {
-        let containers = Containers::new(std::sync::Arc::default(), std::sync::Arc::default());
+        let containers = Containers::new(std::sync::Arc::default(), std::sync::Arc::default(), std::sync::Arc::default());
         assert_eq!(containers.share(Shares::default(), "pod").await.unwrap(), Shared::default());
         let uts = containers.share(Shares { uts: true, ..Shares::default() }, "pod").await.unwrap();
         assert_eq!(uts, Shared { uts: true, ..Shared::default() });

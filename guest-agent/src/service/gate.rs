@@ -43,6 +43,10 @@ impl Admitted for api::SignalProcessRequest {
 // Start, wait, delete: what was admitted when it was prepared. Resize, pause, resume, limits, lists and numbers: a host can stop the
 // whole machine and count its pages, so nothing is gained by refusing them.
 impl Admitted for api::StartProcessRequest {}
+// Each volume is asked about where it is known what the container can do without: in `containers::volumes`. What is read back was announced
+// so, and admitted, before.
+impl Admitted for api::PrepareVolumesRequest {}
+impl Admitted for api::ReadVolumeRequest {}
 impl Admitted for api::WaitProcessRequest {}
 impl Admitted for api::DeleteProcessRequest {}
 impl Admitted for api::ResizePtyRequest {}

@@ -189,13 +189,25 @@ fn metrics(stats: &api::StatsContainerResponse) -> Metrics {
     let of = |name: &str| stats.memory_stat.get(name).copied().unwrap_or_default();
     let memory =
         MemoryStat { usage: stats.memory_usage, usage_limit: stats.memory_limit, max_usage: stats.memory_peak, ..memory_stat(&of) };
+    let of_cpu = |name: &str| stats.cpu_stat.get(name).copied().unwrap_or_default();
     let cpu = CPUStat {
         usage_usec: stats.cpu_usage_usec,
         user_usec: stats.cpu_user_usec,
         system_usec: stats.cpu_system_usec,
+        nr_periods: of_cpu("nr_periods"),
+        nr_throttled: of_cpu("nr_throttled"),
+        throttled_usec: of_cpu("throttled_usec"),
         ..Default::default()
     };
-    let events = MemoryEvents { oom_kill: stats.oom_kills, ..Default::default() };
+    let event = |name: &str| stats.memory_events.get(name).copied().unwrap_or_default();
+    let events = MemoryEvents {
+        low: event("low"),
+        high: event("high"),
+        max: event("max"),
+        oom: event("oom"),
+        oom_kill: stats.oom_kills,
+        ..Default::default()
+    };
     Metrics {
         pids: MessageField::some(PidsStat { current: stats.pids_current, limit: stats.pids_limit, ..Default::default() }),
         cpu: MessageField::some(cpu),
@@ -247,10 +259,13 @@ mod unit_tests {
             pids_current: 4,
             oom_kills: 5,
             memory_stat: HashMap::from([("inactive_file".to_owned(), 6), ("unknown".to_owned(), 7)]),
+            cpu_stat: HashMap::from([("nr_throttled".to_owned(), 8)]),
+            memory_events: HashMap::from([("high".to_owned(), 9)]),
             ..Default::default()
         };
         let metrics = metrics(&stats);
         assert_eq!((metrics.memory.usage, metrics.memory.usage_limit, metrics.memory.inactive_file), (1, 2, 6));
+        assert_eq!((metrics.cpu.nr_throttled, metrics.memory_events.high), (8, 9));
         assert_eq!((metrics.cpu.usage_usec, metrics.pids.current, metrics.memory_events.oom_kill), (3, 4, 5));
     }
 

@@ -6,6 +6,7 @@ use crate::{
     guest::Guest,
     hooks::Hooks,
     stdio::{Ends, Paths},
+    volumes::{self, Attached, Plan},
 };
 use containerd_shim_protos::{
     api::{CreateTaskRequest, ExecProcessRequest},
@@ -13,7 +14,7 @@ use containerd_shim_protos::{
 };
 use protobuf::MessageField;
 use protocol::{api, bounds};
-use runtime::{config::Config, sandbox::Configure};
+use runtime::{config::Config, sandbox::Configure, vmm::Disk};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
@@ -139,6 +140,15 @@ impl Draft {
     async fn build(&mut self) -> Result<Container, TaskError> {
         let bundle = Bundle::read(Path::new(&self.request.bundle))?;
         let role = bundle.role()?;
+        // What cannot be had is said before a VM is booted for it.
+        let (mut plans, mut disks) = (Vec::new(), Vec::new());
+        if role != Role::Sandbox {
+            plans = volumes::plan(bundle.mounts())?;
+            for (volume, disk) in volumes::disks(&bundle, role == Role::Lone)? {
+                plans.push(Plan { volume, source: disk.path.clone() });
+                disks.push(disk);
+            }
+        }
         let paths = Paths {
             stdin: self.request.stdin.clone(),
             stdout: self.request.stdout.clone(),
@@ -149,15 +159,16 @@ impl Draft {
         hooks.check()?;
         let config = guest_spec::config(self.request.options.as_ref())?;
         let ends = Ends::open(&paths, reattaches(&role, &paths), &self.tasks.settings.namespace, &self.request.id).await?;
-        let guest = match &role {
-            Role::Sandbox => self.boot(&config, &bundle, &hooks).await?,
+        let (guest, volumes) = match &role {
+            Role::Sandbox => (self.boot(&config, &bundle, &hooks, disks).await?, Attached::default()),
             Role::Lone => {
                 // Side by side: containerd's answer costs nothing beside a boot, and a missing image ends the boot at once.
                 let tasks = self.tasks.clone();
                 let id = self.request.id.clone();
-                let (guest, image) = tokio::try_join!(self.boot(&config, &bundle, &hooks), image::find(&tasks.settings, &bundle, &id))?;
-                self.fill(&config, &bundle, &paths, &*guest, image).await?;
-                guest
+                let (guest, image) =
+                    tokio::try_join!(self.boot(&config, &bundle, &hooks, disks), image::find(&tasks.settings, &bundle, &id))?;
+                let volumes = self.fill(&config, &bundle, &paths, &guest, image, plans).await?;
+                (guest, volumes)
             }
             Role::Member(sandbox) => {
                 let guest = self.tasks.table().guest.clone().ok_or_else(|| TaskError::NoSandbox(sandbox.clone()))?;
@@ -165,15 +176,15 @@ impl Draft {
                 self.hooks = Some(hooks.clone());
                 hooks.before_create(guest.pid()).await?;
                 let image = image::find(&self.tasks.settings, &bundle, &self.request.id).await?;
-                self.fill(&config, &bundle, &paths, &*guest, image).await?;
-                guest
+                let volumes = self.fill(&config, &bundle, &paths, &guest, image, plans).await?;
+                (guest, volumes)
             }
         };
         let init = Process::new(&self.request.id, "", guest.pid(), paths, ends);
-        Ok(Container::new(&self.request.id, self.request.bundle.clone().into(), role, guest, hooks, init))
+        Ok(Container::new(&self.request.id, self.request.bundle.clone().into(), role, guest, hooks, volumes, init))
     }
 
-    async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks) -> Result<Arc<dyn Guest>, TaskError> {
+    async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks, disks: Vec<Disk>) -> Result<Arc<dyn Guest>, TaskError> {
         let taken = {
             let table = self.tasks.table();
             table.guest.is_some() || table.sandbox.is_some()
@@ -187,6 +198,7 @@ impl Draft {
         // A namespace that hooks are to fill has to be there before the VM, which takes its network from it.
         let fresh = bundle.wants_netns() && !hooks.is_empty();
         spec.sandbox.configure = fresh.then(|| before_create(hooks));
+        spec.sandbox.disks = disks;
         let guest = self.tasks.boot(config, spec).await?;
         self.guest = Some(guest.clone());
         if !fresh {
@@ -195,8 +207,16 @@ impl Draft {
         Ok(guest)
     }
 
-    /// Has the guest make the container from its image.
-    async fn fill(&mut self, config: &Config, bundle: &Bundle, paths: &Paths, guest: &dyn Guest, image: Image) -> Result<(), TaskError> {
+    /// Has the guest make the container from its image and its volumes.
+    async fn fill(
+        &mut self,
+        config: &Config,
+        bundle: &Bundle,
+        paths: &Paths,
+        guest: &Arc<dyn Guest>,
+        image: Image,
+        plans: Vec<Plan>,
+    ) -> Result<Attached, TaskError> {
         for registry in image::registries(&image.name, &config.courier.plain_http) {
             guest.allow(&registry);
         }
@@ -213,6 +233,7 @@ impl Draft {
             ..Default::default()
         };
         self.in_guest = true;
+        let volumes = Attached::attach(guest, &self.request.id, plans).await?;
         let agent = guest.agent();
         // A pull takes as long as it takes; the caller has a deadline of its own, and its end ends this.
         let answer = tokio::select! {
@@ -222,7 +243,7 @@ impl Draft {
         for stage in answer?.stages {
             log::info!(container = self.request.id, stage = stage.name, micros = stage.micros; "created");
         }
-        Ok(())
+        Ok(volumes)
     }
 
     /// The container is there from here on.

@@ -1,7 +1,7 @@
 //! Why a request about a task was not done, with the code that containerd expects for it.
 
 use super::state::Illegal;
-use crate::{bundle::BundleError, hooks::HookError, pod::PodError, stdio::StdioError};
+use crate::{bundle::BundleError, hooks::HookError, pod::PodError, stdio::StdioError, volumes::VolumeError};
 use thiserror::Error;
 use ttrpc::{Code, get_status};
 
@@ -56,6 +56,9 @@ pub enum TaskError {
     /// A hook of the container's spec.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// What this runtime does not offer.
     #[error("{0} is not supported by the runtime cloister")]
     Unsupported(&'static str),
@@ -88,7 +91,8 @@ impl TaskError {
                 Code::FAILED_PRECONDITION
             }
             Self::Invalid(_) | Self::Bundle(_) | Self::Pod(_) | Self::Hook(HookError::Invalid { .. }) => Code::INVALID_ARGUMENT,
-            Self::Stdio(_) | Self::Sandbox(_) | Self::Hook(_) => Code::UNKNOWN,
+            Self::Volume(VolumeError::Refused { .. }) => Code::INVALID_ARGUMENT,
+            Self::Stdio(_) | Self::Volume(_) | Self::Sandbox(_) | Self::Hook(_) => Code::UNKNOWN,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Agent { code, .. } => *code,
             Self::Silent(_) => Code::UNAVAILABLE,

@@ -65,6 +65,7 @@ pub fn build(settings: &Settings, config: &Config, pod: Pod) -> Result<GuestSpec
         dns: pod.dns,
         vcpus,
         memory_mib,
+        disks: Vec::new(),
     };
     Ok(GuestSpec { sandbox, broker: broker.and_then(|broker| image::broker(&broker.url)) })
 }

@@ -81,7 +81,7 @@ impl WebSocket {
     }
 
     /// The next message with something in it: its channel and bytes; `None` at the end.
-    pub fn next(&mut self) -> Result<Option<(u8, Vec<u8>)>> {
+    pub fn receive(&mut self) -> Result<Option<(u8, Vec<u8>)>> {
         loop {
             let mut head = [0; 2];
             match self.stream.read_exact(&mut head) {
@@ -119,7 +119,7 @@ impl WebSocket {
         let started = Instant::now();
         let mut seen = String::new();
         while !seen.ends_with(wanted) {
-            match self.next()? {
+            match self.receive()? {
                 Some((from, data)) if from == channel => seen.push_str(&String::from_utf8_lossy(&data)),
                 Some(_) => {}
                 None => bail!("ended at {seen:?}, expected {wanted:?}"),
@@ -132,7 +132,7 @@ impl WebSocket {
     /// Reads to the end: what came on each of the first four channels.
     pub fn read_all(&mut self) -> Result<[String; 4]> {
         let mut all: [Vec<u8>; 4] = Default::default();
-        while let Some((channel, data)) = self.next()? {
+        while let Some((channel, data)) = self.receive()? {
             let Some(place) = all.get_mut(usize::from(channel)) else { bail!("channel {channel}") };
             place.extend(data);
             // The last word of an exec. The connection may stay open for a while after it.
