@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod commands;
+mod containerd_image;
 mod input;
 mod install;
 mod logger;

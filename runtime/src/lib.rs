@@ -9,3 +9,5 @@ pub mod record;
 pub mod sandbox;
 pub mod vmm;
 pub mod vsock;
+
+pub use protocol::IMAGE_USER;

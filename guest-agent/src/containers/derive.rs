@@ -7,6 +7,7 @@ use crate::containers::{
 };
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 use policy::Overrides;
+use protocol::IMAGE_USER;
 use std::collections::BTreeSet;
 use thiserror::Error;
 
@@ -211,14 +212,16 @@ fn env_overrides(base: &[(String, String)], process: &Process, hostname: &str) -
 
 /// The ids to run with, and the override in the policy's spelling: `uid:gid`, with `:group,…` for further groups.
 ///
-/// A host that did not unpack the image cannot know the user's group: it says 0, and means that it does not know.
+/// A host that did not unpack the image cannot know the user's group: it says 0, and means that it does not know. Where the image names its
+/// user, such a host knows no number at all and says so.
 fn override_ids(own: &Ids, process: &Process) -> (Ids, Option<String>) {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
-    let same_user = uid == own.uid && (gid == own.gid || gid == 0);
+    let unknown = |id: u32| id == IMAGE_USER;
+    let same_user = (uid == own.uid || unknown(uid)) && (gid == own.gid || gid == 0 || unknown(gid));
     let ids = if same_user { own.clone() } else { Ids { uid, gid, groups: Vec::new() } };
     let wanted: BTreeSet<u32> = user.additional_gids().iter().flatten().copied().collect();
-    let extra: Vec<u32> = wanted.into_iter().filter(|g| *g != ids.gid && *g != 0 && !ids.groups.contains(g)).collect();
+    let extra: Vec<u32> = wanted.into_iter().filter(|g| *g != ids.gid && *g != 0 && !unknown(*g) && !ids.groups.contains(g)).collect();
     if same_user && extra.is_empty() {
         return (ids, None);
     }
@@ -298,6 +301,15 @@ mod tests {
     fn a_host_that_does_not_know_the_group_does_not_override_it() {
         let derived = derived(json!({"user": {"uid": 1000, "gid": 0, "additionalGids": [0, 29]}}));
         assert_eq!((derived.ids.gid, derived.overrides.user), (1000, None));
+    }
+
+    #[test]
+    fn a_host_that_knows_names_only_does_not_override_the_user() {
+        let by_name = derived(json!({"user": {"uid": IMAGE_USER, "gid": IMAGE_USER, "additionalGids": [IMAGE_USER]}}));
+        assert_eq!((by_name.ids.uid, by_name.ids.gid, by_name.overrides.user), (1000, 1000, None));
+        // Half of it is not a way to another user's id with the image's group, or the other way round.
+        let half = derived(json!({"user": {"uid": 0, "gid": IMAGE_USER}}));
+        assert!(half.overrides.user.is_some());
     }
 
     #[test]
