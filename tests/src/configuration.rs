@@ -26,6 +26,8 @@ pub struct Configuration {
     pub scratch_mib: u32,
     /// `[vmm] qemu`.
     pub qemu: String,
+    /// `[courier] cache_dir`.
+    pub cache: PathBuf,
     /// `host:port` of registries and brokers that the courier may reach.
     pub authorities: Vec<String>,
 }
@@ -35,6 +37,7 @@ impl Configuration {
     pub fn working(state: PathBuf) -> Result<Self> {
         let guest = place::guest()?;
         Ok(Self {
+            cache: state.with_file_name("blobs"),
             state,
             kernel: guest.join("vmlinux"),
             initramfs: guest.join("initramfs.cpio"),
@@ -48,8 +51,8 @@ impl Configuration {
     pub fn text(&self) -> String {
         let list = self.authorities.iter().map(|authority| format!("{authority:?}")).collect::<Vec<_>>().join(", ");
         format!(
-            "state_dir = {:?}\ntee = \"none\"\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\n\n[vmm]\nqemu = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\n",
-            self.state, self.kernel, self.initramfs, self.scratch_mib, self.qemu
+            "state_dir = {:?}\ntee = \"none\"\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\n\n[vmm]\nqemu = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\ncache_dir = {:?}\n",
+            self.state, self.kernel, self.initramfs, self.scratch_mib, self.qemu, self.cache
         )
     }
 

@@ -22,4 +22,5 @@ pub mod place;
 pub mod pty;
 pub mod registry;
 pub mod runner;
+pub mod scratch_file;
 pub mod search;
