@@ -36,8 +36,9 @@ test: guest nerdctl ## All tests: unit, end to end, dependencies; ends with a co
 nerdctl: setup ## Build nerdctl below build/deps, for its tests (once)
 	@scripts/setup-nerdctl
 
-bench: guest ## Measure start-up, memory and sizes; table and JSON in build/bench
+bench: guest ## Measure start-up, memory and sizes (table and JSON in build/bench), and the image path
 	@$(AS_ROOT) $(TARGET)/bench
+	$(if $(AS_ROOT),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)") cargo bench --locked --workspace --bench pipeline
 
 soak: guest ## 200 sandboxes in sequence, many side by side, 500 execs: does anything grow? (half an hour)
 	@$(AS_ROOT) $(TARGET)/soak

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod commands;
+mod containerd_image;
 mod endorsements;
 mod input;
 mod install;

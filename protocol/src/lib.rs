@@ -55,6 +55,10 @@ pub mod host_port {
     }
 }
 
+/// The uid and gid by which a host says "whom the image says": it knows the user's name from the image's config, and not the files that
+/// give it a number. Sent by a host that means something else, it is the image's own user all the same.
+pub const IMAGE_USER: u32 = 2_147_483_646;
+
 /// Context id of a guest whose device serves it alone.
 pub const OWN_DEVICE_CID: u32 = 3;
 /// Context ids of guests on the host kernel's device lie below, so that [`host_port::of`] stays unique.

@@ -270,7 +270,7 @@ impl Sandbox {
         record.note_vmm(process.pid())?;
         log_stage(&id, "qemu", &mut since);
 
-        let courier = Arc::new(Courier::new(&id, &config.courier.allow));
+        let courier = Arc::new(Courier::new(&id, &config.courier));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_courier(requests, courier.clone()));
         let seconds = config.vmm.boot_timeout_s;

@@ -28,6 +28,8 @@ pub trait Guest: Send + Sync {
     async fn volume(&self, id: &VolumeId) -> Result<Box<dyn Duplex>, LineError>;
     /// Lets the guest reach `host:port` through this host.
     fn allow(&self, authority: &str);
+    /// Has the guest's blobs come from the repository of this image too.
+    fn add_image(&self, image: &str);
     /// Sets where the guest's blobs come from.
     fn set_blobs(&self, blobs: Arc<dyn BlobSource>);
     /// Returns once the VM has ended, and says how.
@@ -97,6 +99,10 @@ impl Guest for Sandbox {
 
     fn allow(&self, authority: &str) {
         self.courier().allow(authority);
+    }
+
+    fn add_image(&self, image: &str) {
+        self.courier().add_image(image);
     }
 
     fn set_blobs(&self, blobs: Arc<dyn BlobSource>) {

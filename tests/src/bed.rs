@@ -5,9 +5,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -50,7 +51,7 @@ pub struct Bed {
     pub registry: Registry,
     /// The broker.
     pub broker: Broker,
-    snapshotter: Daemon,
+    snapshotter: Mutex<Daemon>,
     containerd: Containerd,
     pods: Option<(Cri, Node)>,
     watch: Watch,
@@ -86,7 +87,8 @@ impl Bed {
         configuration.authorities = vec![registry.authority.clone(), broker.authority.clone()];
         let file = base.join("cloister.toml");
         configuration.write(&file)?;
-        let (snapshotter, socket) = start_snapshotter(&base)?;
+        let (snapshotter, socket) = start_snapshotter("snapshotter", &base, &containerd_directory.join("c.sock"), &[])?;
+        let snapshotter = Mutex::new(snapshotter);
         let node = cri.then(|| Node::new(&base, setup.name, setup.containerd, &registry)).transpose()?;
         let options = Options {
             version: setup.containerd,
@@ -129,7 +131,7 @@ impl Bed {
 
     /// Process id of the snapshotter.
     pub fn snapshotter_pid(&self) -> u32 {
-        self.snapshotter.pid()
+        self.snapshotter.lock().unwrap_or_else(PoisonError::into_inner).pid()
     }
 
     /// The shims' configuration file.
@@ -195,6 +197,23 @@ impl Bed {
         self.watch.nothing_of(id)
     }
 
+    /// Kills the snapshotter and starts it again with `flags`.
+    pub fn restart_snapshotter(&self, flags: &[&str]) -> Result<()> {
+        let mut daemon = self.snapshotter.lock().map_err(|_| anyhow!("a test panicked with the snapshotter"))?;
+        daemon.kill()?;
+        // What a killed one leaves; the new one takes its place, and its appearance says that it listens.
+        fs::remove_file(self.base.join("snap.sock"))?;
+        let name = format!("snapshotter-{}", self.count.fetch_add(1, Ordering::Relaxed));
+        *daemon = start_snapshotter(&name, &self.base, &self.base.join("c/c.sock"), flags)?.0;
+        // containerd calls it again after a while of its own.
+        let deadline = Instant::now() + START;
+        while !self.ctr().call(&["snapshot", "--snapshotter", "cloister", "ls"])?.status.success() {
+            ensure!(Instant::now() < deadline, "containerd does not find its snapshotter again");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     /// The lines of containerd's log, where the shims' logs end up, that have `text` in them.
     pub fn log_lines(&self, text: &str) -> Result<Vec<String>> {
         let log = fs::read_to_string(self.containerd.log())?;
@@ -207,7 +226,7 @@ impl Bed {
         let ours: Vec<_> = sandboxes.iter().filter(|line| line.contains(&self.base.display().to_string())).collect();
         ensure!(ours.is_empty(), "containers are still running at the end: {ours:?}");
         self.containerd.stop()?;
-        self.snapshotter.stop()?;
+        self.snapshotter.into_inner().map_err(|_| anyhow!("a test panicked with the snapshotter"))?.stop()?;
         self.broker.stop()?;
         self.registry.stop()?;
         if let Some((_, node)) = &self.pods {
@@ -217,11 +236,12 @@ impl Bed {
     }
 }
 
-fn start_snapshotter(base: &Path) -> Result<(Daemon, PathBuf)> {
+fn start_snapshotter(name: &str, base: &Path, containerd: &Path, flags: &[&str]) -> Result<(Daemon, PathBuf)> {
     let socket = place::socket(base.join("snap.sock"))?;
     let mut command = Command::new(place::ours("cloister")?);
     command.arg("snapshotter").arg("--socket").arg(&socket).arg("--root").arg(base.join("snap"));
-    let mut daemon = Daemon::start("snapshotter", base, command)?;
+    command.arg("--containerd").arg(containerd).args(flags);
+    let mut daemon = Daemon::start(name, base, command)?;
     daemon.wait_until(START, "listening", || socket.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket()))?;
     Ok((daemon, socket))
 }

@@ -34,6 +34,8 @@ pub struct Configuration {
     pub qemu: String,
     /// `[vmm] firmware`.
     pub firmware: PathBuf,
+    /// `[courier] cache_dir`.
+    pub cache: PathBuf,
     /// `host:port` of registries and brokers that the courier may reach.
     pub authorities: Vec<String>,
 }
@@ -44,6 +46,7 @@ impl Configuration {
         let guest = place::guest()?;
         Ok(Self {
             tee: "none",
+            cache: state.with_file_name("blobs"),
             state,
             kernel: guest.join("vmlinux"),
             efi_kernel: guest.join("vmlinuz"),
@@ -60,7 +63,7 @@ impl Configuration {
     pub fn text(&self) -> String {
         let list = self.authorities.iter().map(|authority| format!("{authority:?}")).collect::<Vec<_>>().join(", ");
         format!(
-            "state_dir = {:?}\ntee = {:?}\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\nefi_kernel = {:?}\ncmdline_extra = {:?}\n\n[vmm]\nqemu = {:?}\nfirmware = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\n",
+            "state_dir = {:?}\ntee = {:?}\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\nefi_kernel = {:?}\ncmdline_extra = {:?}\n\n[vmm]\nqemu = {:?}\nfirmware = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\ncache_dir = {:?}\n",
             self.state,
             self.tee,
             self.kernel,
@@ -69,7 +72,8 @@ impl Configuration {
             self.efi_kernel,
             self.cmdline_extra,
             self.qemu,
-            self.firmware
+            self.firmware,
+            self.cache
         )
     }
 

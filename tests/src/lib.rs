@@ -26,4 +26,5 @@ pub mod pod;
 pub mod pty;
 pub mod registry;
 pub mod runner;
+pub mod scratch_file;
 pub mod search;

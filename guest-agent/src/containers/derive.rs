@@ -8,6 +8,7 @@ use crate::containers::{
 };
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 use policy::Overrides;
+use protocol::IMAGE_USER;
 use std::collections::BTreeSet;
 use thiserror::Error;
 
@@ -218,11 +219,13 @@ fn env_overrides(base: &[(String, String)], process: &Process, hostname: &str) -
 
 /// The ids to run with, and the override in the policy's spelling: `uid:gid`, with `:group,…` for further groups.
 ///
-/// A host that did not unpack the image cannot know a user's groups: it says 0, and means that it does not know. The image knows.
+/// A host that did not unpack the image cannot know a user's groups: it says 0, and means that it does not know. The image knows. Where the
+/// image names its user, such a host knows no number at all and says so.
 fn override_ids(own: &Ids, process: &Process, accounts: &Accounts) -> (Ids, Option<String>) {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
-    let same_user = uid == own.uid && (gid == own.gid || gid == 0);
+    let unknown = |id: u32| id == IMAGE_USER;
+    let same_user = (uid == own.uid || unknown(uid)) && (gid == own.gid || gid == 0 || unknown(gid));
     let ids = if same_user {
         own.clone()
     } else {
@@ -230,7 +233,7 @@ fn override_ids(own: &Ids, process: &Process, accounts: &Accounts) -> (Ids, Opti
         known.unwrap_or(Ids { uid, gid, groups: Vec::new() })
     };
     let wanted: BTreeSet<u32> = user.additional_gids().iter().flatten().copied().collect();
-    let extra: Vec<u32> = wanted.into_iter().filter(|g| *g != ids.gid && *g != 0 && !ids.groups.contains(g)).collect();
+    let extra: Vec<u32> = wanted.into_iter().filter(|g| *g != ids.gid && *g != 0 && !unknown(*g) && !ids.groups.contains(g)).collect();
     if same_user && extra.is_empty() {
         return (ids, None);
     }
@@ -321,6 +324,15 @@ mod tests {
         assert_eq!((named.ids.gid, named.ids.groups, named.overrides.user.as_deref()), (71, vec![99], Some("70:71")));
         let (other, group) = (of(json!({"uid": 4242, "gid": 0})), of(json!({"uid": 70, "gid": 5})));
         assert_eq!((other.ids.gid, group.ids.gid, group.ids.groups), (0, 5, vec![]));
+    }
+
+    #[test]
+    fn a_host_that_knows_names_only_does_not_override_the_user() {
+        let by_name = derived(json!({"user": {"uid": IMAGE_USER, "gid": IMAGE_USER, "additionalGids": [IMAGE_USER]}}));
+        assert_eq!((by_name.ids.uid, by_name.ids.gid, by_name.overrides.user), (1000, 1000, None));
+        // Half of it is not a way to another user's id with the image's group, or the other way round.
+        let half = derived(json!({"user": {"uid": 0, "gid": IMAGE_USER}}));
+        assert!(half.overrides.user.is_some());
     }
 
     #[test]

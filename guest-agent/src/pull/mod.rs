@@ -4,6 +4,7 @@
 mod error;
 mod keys;
 mod layers;
+mod pace;
 mod source;
 
 pub use error::PullError;
@@ -78,7 +79,7 @@ impl Puller {
             reason: e.to_string(),
         };
         let reference: Reference = request.image_reference.parse().map_err(bad)?;
-        let source = Source::new(self.courier, self.http.clone(), reference, request.plain_http_registries.clone());
+        let source = Source::new(Arc::new(self.courier), self.http.clone(), reference, request.plain_http_registries.clone());
         let top = source.top(&request.image_digest_hint).await?;
         stages.end("resolve");
         let document = manifest::parse_document(&top.bytes, top.media_type.as_deref());

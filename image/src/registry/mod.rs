@@ -94,13 +94,19 @@ impl Registry {
 
     /// A blob on its way, not compared with anything: that is [`crate::spool::spool`]'s part.
     pub async fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> Result<BlobReader, RegistryError> {
-        let response = self.get(reference, &blob_path(reference, descriptor)).await?;
-        let length = header_text(response.headers(), header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
+        let (length, body) = self.blob_by_digest(reference, descriptor.digest).await?;
         if let Some(actual) = length.filter(|length| *length != descriptor.size) {
             let error = crate::digest::DigestError::Size { digest: descriptor.digest, expected: descriptor.size, actual };
             return Err(RegistryError::digest(reference, error));
         }
-        Ok(BlobReader::new(response.into_body()))
+        Ok(body)
+    }
+
+    /// A blob on its way of which nothing but the digest is known, and its size if the registry says it. For whoever passes blobs on.
+    pub async fn blob_by_digest(&self, reference: &Reference, digest: Digest) -> Result<(Option<u64>, BlobReader), RegistryError> {
+        let response = self.get(reference, &format!("/v2/{}/blobs/{digest}", reference.repository())).await?;
+        let length = header_text(response.headers(), header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+        Ok((length, BlobReader::new(response.into_body())))
     }
 
     async fn get(&self, reference: &Reference, path: &str) -> Result<http::Response<transport::Body>, RegistryError> {

@@ -220,6 +220,7 @@ impl Draft {
         for registry in image::registries(&image.name, &config.courier.plain_http) {
             guest.allow(&registry);
         }
+        guest.add_image(&image.name);
         if let Some(containerd) = image.containerd {
             guest.set_blobs(Arc::new(containerd));
         }

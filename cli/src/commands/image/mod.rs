@@ -4,6 +4,7 @@ mod encrypt;
 mod inspect;
 mod prepare;
 mod release;
+mod unpack;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -13,6 +14,7 @@ pub(crate) enum Image {
     Encrypt(encrypt::Args),
     Inspect(inspect::Args),
     Prepare(prepare::Args),
+    Unpack(unpack::Args),
 }
 
 pub(crate) fn run(command: &Image) -> Result<()> {
@@ -20,5 +22,6 @@ pub(crate) fn run(command: &Image) -> Result<()> {
         Image::Encrypt(args) => encrypt::run(args),
         Image::Inspect(args) => inspect::run(args),
         Image::Prepare(args) => prepare::run(args),
+        Image::Unpack(args) => unpack::run(args),
     }
 }

@@ -212,6 +212,8 @@ impl Guest for FakeGuest {
         self.script.machines.lock().unwrap().push(format!("allow {authority}"));
     }
 
+    fn add_image(&self, _: &str) {}
+
     fn set_blobs(&self, _: Arc<dyn BlobSource>) {}
 
     async fn exited(&self) -> String {
