@@ -9,6 +9,7 @@ mod input;
 mod install;
 mod logger;
 mod output;
+mod places;
 mod snapshotter;
 
 use clap::{Parser, Subcommand};
@@ -35,7 +36,7 @@ enum Command {
     Guest(commands::guest::Guest),
     /// Encrypt or inspect container images, or announce them to containerd
     #[command(subcommand)]
-    Image(commands::image::Image),
+    Image(Box<commands::image::Image>),
     /// Run the key broker, or work on one
     #[command(subcommand)]
     Broker(commands::broker::Broker),

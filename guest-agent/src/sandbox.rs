@@ -5,14 +5,14 @@ use crate::{
     boot::{clock, modules::Modules},
     containers::ContainerError,
     network::{self, NetworkError},
-    pull::{PulledImage, Puller},
+    pull::{Access, PulledImage, Puller},
     scratch::{Scratch, ScratchError},
     stages::Stages,
     vsock::Courier,
 };
 use attestation::{BrokerClient, ClientError};
 use log::{info, warn};
-use policy::{Initdata, InitdataDigest, InitdataError, Policy, PolicyError};
+use policy::{ImageSettings, Initdata, InitdataDigest, InitdataError, Policy, PolicyError};
 use protocol::api;
 use std::sync::Arc;
 use thiserror::Error;
@@ -87,6 +87,7 @@ impl Sandbox {
             packed => Some(Initdata::parse_gzip(packed)?),
         };
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
+        let settings = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         if let Err(e) = clock::set_forward(request.host_time) {
             warn!("clock: {e}");
         }
@@ -111,7 +112,7 @@ impl Sandbox {
         }
         let digest = initdata.map(|(_, digest)| digest.to_string()).unwrap_or_default();
         info!(sandbox = request.sandbox_id, initdata = digest, broker = broker.is_some(); "sandbox created");
-        Ok((Self { hostname, policy, machine, puller: Puller::new(Courier, broker)? }, digest))
+        Ok((Self { hostname, policy, machine, puller: Puller::new(Courier, Access::new(settings, broker)) }, digest))
     }
 
     /// The name that containers see as theirs.
@@ -136,7 +137,7 @@ impl Sandbox {
 
     /// Fetches, verifies and unpacks the image of a request, if the policy lets it run.
     pub async fn pull(&self, request: &api::CreateContainerRequest, stages: &mut Stages) -> Result<PulledImage, ContainerError> {
-        let resolved = self.puller.resolve(request, stages).await?;
+        let resolved = self.puller.resolve(request, &self.policy, stages).await?;
         resolved.admit(&self.policy)?;
         let scratch = self.scratch().await?;
         stages.end("scratch");

@@ -49,6 +49,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+pub mod decrypt;
 pub mod digest;
 pub mod encrypt;
 pub mod layer;
@@ -59,6 +60,7 @@ pub mod ocicrypt;
 pub mod plan;
 pub mod reference;
 pub mod registry;
+pub mod signature;
 pub mod spool;
 pub mod strict_json;
 pub mod unpack;

@@ -11,7 +11,6 @@ use image::{
 use log::debug;
 use std::fmt::Display;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use transport::HttpClient;
 
 /// Longest manifest or index, in bytes (the OCI distribution spec asks registries for 4 MiB).
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -28,8 +27,13 @@ pub struct Source {
 
 impl Source {
     /// The sources of `reference`.
-    pub fn new(courier: Courier, http: HttpClient, reference: Reference, plain_http: Vec<String>) -> Self {
-        Self { courier, registry: Registry::new(http, plain_http, None), reference }
+    pub fn new(courier: Courier, registry: Registry, reference: Reference) -> Self {
+        Self { courier, registry, reference }
+    }
+
+    /// The registry's client, and what it is asked for.
+    pub fn registry(&self) -> (&Registry, &Reference) {
+        (&self.registry, &self.reference)
     }
 
     /// The manifest or index that the reference means: by its own digest, else by the host's hint, else by its tag.

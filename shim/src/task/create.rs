@@ -177,8 +177,8 @@ impl Draft {
         if !fresh {
             hooks.before_create(guest.pid()).await?;
         }
-        if let Some(broker) = &spec.broker {
-            guest.allow(broker);
+        for authority in spec.broker.iter().chain(&spec.destinations) {
+            guest.allow(authority);
         }
         Ok(guest)
     }
