@@ -11,6 +11,7 @@ mod input;
 mod install;
 mod logger;
 mod output;
+mod places;
 mod snapshotter;
 
 use clap::{Parser, Subcommand};
@@ -39,7 +40,7 @@ enum Command {
     Measure(commands::measure::Args),
     /// Encrypt or inspect container images, or announce them to containerd
     #[command(subcommand)]
-    Image(commands::image::Image),
+    Image(Box<commands::image::Image>),
     /// Run the key broker, or work on one
     #[command(subcommand)]
     Broker(commands::broker::Broker),

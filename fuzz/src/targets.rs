@@ -100,7 +100,7 @@ pub fn manifest(data: &[u8]) {
             }
             let config = ImageConfig::parse(br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#);
             if let Ok(config) = config {
-                assert!(plan::plan_layers(&manifest, &config).is_err(), "layers without diff ids were planned");
+                assert!(plan::plan_layers(&manifest, &config, plan::Mixed::Allowed).is_err(), "layers without diff ids were planned");
             }
         }
         Ok(Document::Index(index)) => {

@@ -5,7 +5,7 @@ use crate::{
     boot::{clock, modules::Modules},
     containers::ContainerError,
     network::{self, NetworkError},
-    pull::{PulledImage, Puller},
+    pull::{Access, PulledImage, Puller},
     scratch::{Scratch, ScratchError},
     stages::Stages,
     sysctl::{self, SysctlError},
@@ -13,7 +13,7 @@ use crate::{
 };
 use attestation::{Attester, BrokerClient, ClientError};
 use log::{info, warn};
-use policy::{Initdata, InitdataError, Policy, PolicyError};
+use policy::{ImageSettings, Initdata, InitdataError, Policy, PolicyError};
 use protocol::api;
 use std::{fmt::Write, sync::Arc};
 use thiserror::Error;
@@ -99,6 +99,7 @@ impl Sandbox {
         let attester = spawn_blocking(move || attester::bind(digest.as_deref())).await;
         let attester = attester.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
+        let settings = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         if let Err(e) = clock::set_forward(request.host_time) {
             warn!("clock: {e}");
         }
@@ -127,8 +128,8 @@ impl Sandbox {
         }
         let digest = initdata.map(|(_, digest)| digest.to_string()).unwrap_or_default();
         info!(sandbox = request.sandbox_id, initdata = digest, broker = broker.is_some(); "sandbox created");
-        let resolv_conf = resolv_conf(&request.dns);
-        Ok((Self { hostname, resolv_conf, policy, machine, puller: Puller::new(Courier, broker)? }, digest))
+        let (resolv_conf, access) = (resolv_conf(&request.dns), Access::new(settings, broker));
+        Ok((Self { hostname, resolv_conf, policy, machine, puller: Puller::new(Courier, access) }, digest))
     }
 
     /// The name that containers see as theirs.
@@ -158,7 +159,7 @@ impl Sandbox {
 
     /// Fetches, verifies and unpacks the image of a request, if the policy lets it run.
     pub async fn pull(&self, request: &api::CreateContainerRequest, stages: &mut Stages) -> Result<PulledImage, ContainerError> {
-        let resolved = self.puller.resolve(request, stages).await?;
+        let resolved = self.puller.resolve(request, &self.policy, stages).await?;
         resolved.admit(&self.policy)?;
         let scratch = self.scratch().await?;
         stages.end("scratch");

@@ -6,7 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 use image::{
-    digest::Digest, encrypt::encrypt_image, layout::Layout, local::unpack_image, manifest::Descriptor, ocicrypt::Kek, unpack::Limits,
+    digest::Digest,
+    encrypt::encrypt_image,
+    layout::Layout,
+    local::unpack_image,
+    manifest::Descriptor,
+    ocicrypt::{Kek, Recipient},
+    unpack::Limits,
 };
 use std::{
     fs::{self, File},
@@ -35,7 +41,8 @@ fn main() {
     let plain = Layout::create(&root.join("plain")).unwrap();
     make_image(&plain, root);
     let sealed = Layout::create(&root.join("sealed")).unwrap();
-    encrypt_image(&plain, Some("1"), &sealed, "1", ("kbs:///bench/key/1", &Kek::from_bytes(&KEK).unwrap()), |_| ()).unwrap();
+    encrypt_image(&plain, Some("1"), &sealed, "1", &[Recipient::Broker("kbs:///bench/key/1", &Kek::from_bytes(&KEK).unwrap())], |_| ())
+        .unwrap();
     run(Command::new("openssl").args(["genrsa", "-out", "key.pem", "2048"]).current_dir(root));
     run(Command::new("openssl").args(["rsa", "-in", "key.pem", "-pubout", "-out", "pub.pem"]).current_dir(root));
     let skopeo = ["--insecure-policy", "copy", "--quiet"];

@@ -50,6 +50,7 @@
 
 mod ahead;
 pub mod config;
+pub mod decrypt;
 pub mod digest;
 pub mod encrypt;
 pub mod layer;
@@ -61,6 +62,7 @@ pub mod ocicrypt;
 pub mod plan;
 pub mod reference;
 pub mod registry;
+pub mod signature;
 pub mod spool;
 pub mod strict_json;
 pub mod unpack;

@@ -78,7 +78,7 @@ pub async fn unpack_image(
     limits: &Limits,
 ) -> Result<Vec<PathBuf>, LocalError> {
     let image = layout.image(tag)?;
-    let plans = plan::plan_layers(&image.manifest, &image.config)?;
+    let plans = plan::plan_layers(&image.manifest, &image.config, plan::Mixed::Allowed)?;
     let places = Arc::new(Semaphore::new(PARALLEL));
     let mut jobs = JoinSet::new();
     for (number, plan) in plans.into_iter().enumerate() {

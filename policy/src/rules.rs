@@ -18,6 +18,9 @@ pub(crate) struct ImageRule {
     pub(crate) digest: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) repository: Option<String>,
+    /// Some of its layers may be plain while others are encrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) mixed: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! [[image]]                          # without any [[image]]: every image that verifies
 //! digest = "sha256:9f2c…"            # of the manifest
 //! repository = "ghcr.io/acme/api"    # narrows it further
+//! mixed = true                       # some of its layers may be plain while others are encrypted
 //!
 //! [allow]                            # what the host may change or do; each is false, true or a list
 //! args = [["/bin/api", "--verbose"]] # whole command lines
@@ -141,6 +142,12 @@ impl Policy {
             "the [[image]] with this digest names another repository",
             format!("set its repository = {:?} or remove that key", short(repository)),
         ))
+    }
+
+    /// May some layers of this image be plain while others are encrypted? `digests` are those of its manifest and of the index above
+    /// it. Only where the owner pinned the image: else whoever holds the registry could put a layer over the encrypted ones.
+    pub fn mixed(&self, digests: &[&str]) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.image.iter().any(|rule| rule.mixed && digests.contains(&rule.digest.as_str())))
     }
 
     /// May the host change these things?
@@ -349,6 +356,13 @@ mod tests {
         assert!(text.contains("another repository"), "{text}");
         let text = policy.image("a\nb", OTHER).unwrap_err().to_string();
         assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn layers_are_mixed_only_in_an_image_that_is_pinned_so() {
+        let policy = Policy::parse(&format!("[[image]]\ndigest = {DIGEST:?}\nmixed = true\n[[image]]\ndigest = {OTHER:?}\n")).unwrap();
+        assert!(policy.mixed(&[DIGEST]) && policy.mixed(&["sha256:x", DIGEST]) && !policy.mixed(&[OTHER]) && !policy.mixed(&[]));
+        assert!(!Policy::from_initdata(None).unwrap().mixed(&[DIGEST]));
     }
 
     #[test]

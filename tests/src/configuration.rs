@@ -100,6 +100,12 @@ impl Initdata {
         }
     }
 
+    /// The same with one more file.
+    pub fn with_file(mut self, name: &str, content: &str) -> Self {
+        self.text.push_str(&format!("{name:?} = '''\n{content}'''\n"));
+        self
+    }
+
     /// The value of the annotation: base64 of gzip.
     pub fn annotation(&self) -> Result<String> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());

@@ -11,7 +11,11 @@
 
 use crate::containerd_image::{chain_ids, read_blob};
 use anyhow::Result;
-use image::{config::ImageConfig, manifest::parse_manifest, plan::plan_layers};
+use image::{
+    config::ImageConfig,
+    manifest::parse_manifest,
+    plan::{Mixed, plan_layers},
+};
 use runtime::{IMAGE_USER, containerd::Client};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -131,7 +135,7 @@ async fn look(socket: &Path, namespace: &str, known: &mut Known) -> Result<()> {
 async fn look_at(client: &Client, digest: &str) -> Result<(Vec<String>, Vec<bool>, Names)> {
     let manifest = parse_manifest(&read_blob(client, digest).await?, None)?;
     let config = ImageConfig::parse(&read_blob(client, &manifest.config.digest.to_string()).await?)?;
-    let plans = plan_layers(&manifest, &config)?;
+    let plans = plan_layers(&manifest, &config, Mixed::Allowed)?;
     let encrypted = plans.iter().map(|plan| plan.envelope.is_some()).collect();
     Ok((chain_ids(&config.rootfs.diff_ids), encrypted, names_of(&config.config.user)))
 }

@@ -279,7 +279,8 @@ mod tests {
     async fn fetch(host: Host, registry: &str, spool: &Path) -> Result<Vec<u8>, String> {
         let http = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
         let reference = format!("{registry}/image:1").parse().unwrap();
-        let source = Source::new(Arc::new(host), http, reference, vec![registry.to_owned()]);
+        let options = image::registry::Options { plain_http: vec![registry.to_owned()], ..Default::default() };
+        let source = Source::new(Arc::new(host), image::registry::Registry::new(http, options), reference);
         let source = source.with_pace(Pace { window: Duration::from_millis(300), least: 1 << 10 });
         let job = Job {
             source: Arc::new(source),

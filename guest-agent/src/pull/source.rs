@@ -19,7 +19,6 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt},
     time::timeout,
 };
-use transport::HttpClient;
 
 /// Longest manifest or index, in bytes (the OCI distribution spec asks registries for 4 MiB).
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -55,14 +54,19 @@ pub struct Source {
 
 impl Source {
     /// The sources of `reference`.
-    pub fn new(node: Arc<dyn Node>, http: HttpClient, reference: Reference, plain_http: Vec<String>) -> Self {
-        Self { node, pace: Pace::OF_A_HOST, registry: Registry::new(http, plain_http, None), reference }
+    pub fn new(node: Arc<dyn Node>, registry: Registry, reference: Reference) -> Self {
+        Self { node, pace: Pace::OF_A_HOST, registry, reference }
     }
 
     /// The same, impatient.
     #[cfg(test)]
     pub fn with_pace(self, pace: Pace) -> Self {
         Self { pace, ..self }
+    }
+
+    /// The registry's client, and what it is asked for.
+    pub fn registry(&self) -> (&Registry, &Reference) {
+        (&self.registry, &self.reference)
     }
 
     /// The manifest or index that the reference means: by its own digest, else by the host's hint, else by its tag.

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use image::{
     digest::Digest,
     reference::{Reference, ReferenceError},
-    registry::{Registry, RegistryError},
+    registry::{Options, Registry, RegistryError},
 };
 use std::{
     io,
@@ -51,7 +51,7 @@ impl Upstream {
     /// The repository of an image reference. `plain_http` lists the registries that are spoken to without TLS.
     pub fn new(reference: &str, plain_http: &[String]) -> Result<Self, UpstreamError> {
         let client = HttpClient::new(Arc::new(TcpDialer), None)?;
-        let registry = Registry::new(client, plain_http.to_vec(), None);
+        let registry = Registry::new(client, Options { plain_http: plain_http.to_vec(), ..Options::default() });
         Ok(Self { registry, reference: reference.parse()?, given_up: AtomicBool::new(false) })
     }
 }
@@ -64,9 +64,9 @@ impl BlobSource for Upstream {
             return Ok(None);
         }
         let why = match timeout(BEGIN, self.registry.blob_by_digest(&self.reference, digest)).await {
-            Ok(Ok((Some(size), body))) => return Ok(Some((size, Box::new(body)))),
+            Ok(Ok(Some((size, body)))) => return Ok(Some((size, Box::new(body)))),
             // A cache needs to know how much it takes on.
-            Ok(Ok((None, _))) => "the registry does not say how large its blobs are".to_owned(),
+            Ok(Ok(None)) => "the registry does not say how large its blobs are".to_owned(),
             Ok(Err(RegistryError::NotFound { .. })) => return Ok(None),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("{}: no answer within {} s", self.reference, BEGIN.as_secs()),

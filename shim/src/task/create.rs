@@ -110,8 +110,8 @@ impl Tasks {
         // The group's socket is ours, so whatever has this name is left from a shim that died (CRI-O never runs `delete`).
         self.host.remove(config, &spec.sandbox.id).await.map_err(TaskError::Sandbox)?;
         let guest = self.host.boot(config, spec.sandbox).await.map_err(TaskError::Sandbox)?;
-        if let Some(broker) = &spec.broker {
-            guest.allow(broker);
+        for authority in spec.broker.iter().chain(&spec.destinations) {
+            guest.allow(authority);
         }
         Ok(guest)
     }

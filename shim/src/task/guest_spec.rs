@@ -2,7 +2,7 @@
 
 use super::{Settings, TaskError, image};
 use crate::pod::Pod;
-use policy::initdata::Initdata;
+use policy::{ImageSettings, image_settings, initdata::Initdata};
 use protobuf::{CodedInputStream, well_known_types::any::Any};
 use runtime::{config::Config, sandbox::SandboxSpec};
 use std::path::PathBuf;
@@ -14,6 +14,8 @@ pub struct GuestSpec {
     pub sandbox: SandboxSpec,
     /// The broker of the initdata, as `host:port`.
     pub broker: Option<String>,
+    /// Proxies and mirrors of the initdata, as `host:port`.
+    pub destinations: Vec<String>,
 }
 
 /// The node's configuration: the file that the runtime options name (CRI-O's `runtime_config_path`), else the usual one.
@@ -54,6 +56,9 @@ pub fn build(settings: &Settings, config: &Config, pod: Pod) -> Result<GuestSpec
         Some((initdata, _)) => initdata.broker().map_err(|error| TaskError::Invalid(error.to_string()))?,
         None => None,
     };
+    let settings_of_images = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata));
+    let settings_of_images = settings_of_images.map_err(|error| TaskError::Invalid(error.to_string()))?;
+    let destinations = image_settings::destinations(&settings_of_images).iter().filter_map(|url| image::broker(url)).collect();
     let sandbox = SandboxSpec {
         id: settings.group.sandbox_id(),
         hostname: pod.hostname,
@@ -67,7 +72,7 @@ pub fn build(settings: &Settings, config: &Config, pod: Pod) -> Result<GuestSpec
         memory_mib,
         disks: Vec::new(),
     };
-    Ok(GuestSpec { sandbox, broker: broker.and_then(|broker| image::broker(&broker.url)) })
+    Ok(GuestSpec { sandbox, broker: broker.and_then(|broker| image::broker(&broker.url)), destinations })
 }
 
 /// The owner's initdata, parsed and as it was packed: its digest is over the text, and the guest gets it unchanged. It is read here
@@ -115,6 +120,17 @@ mod tests {
         assert_eq!((limited.memory_mib, limited.vcpus), (Some(512 + 2), Some(3)));
         let absurd = spec(&config, r#"{"linux":{"resources":{"memory":{"limit":9223372036854775807}}}}"#).unwrap();
         assert_eq!(absurd.sandbox.memory_mib, Some(1 << 20));
+    }
+
+    #[test]
+    fn the_way_to_the_owners_mirrors_and_proxies_is_opened() {
+        let text = format!(
+            "{INITDATA}\"cdh.toml\" = '''\n[image.image_pull_proxy]\nhttps_proxy = \"http://me:pass@proxy:3128\"\n\
+             [[image.registry_config.registry]]\nlocation = \"mirror.example/x\"\n'''\n"
+        );
+        let (initdata, _) = Initdata::parse_toml(&text).unwrap();
+        let json = format!(r#"{{"annotations":{{"dev.cloister.initdata":"{}"}}}}"#, initdata.to_annotation());
+        assert_eq!(spec(&Config::default(), &json).unwrap().destinations, ["proxy:3128", "mirror.example:443"]);
     }
 
     #[test]
