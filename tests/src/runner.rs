@@ -31,7 +31,12 @@ struct Arguments {
 
 /// Runs a file's tests. `threads` is the most that run side by side: one where they change what they share.
 pub fn main(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> ExitCode {
-    match run(setup, threads, tests) {
+    main_with(|| Bed::start(setup), threads, tests)
+}
+
+/// The same in a bed that is started in another way.
+pub fn main_with(start: impl FnOnce() -> Result<Bed>, threads: usize, tests: &[Test]) -> ExitCode {
+    match run(start, threads, tests) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => cannot_start(&error, tests.len()),
@@ -46,7 +51,7 @@ pub fn cannot_start(error: &anyhow::Error, tests: usize) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> Result<bool> {
+fn run(start: impl FnOnce() -> Result<Bed>, threads: usize, tests: &[Test]) -> Result<bool> {
     let arguments = parse(std::env::args().skip(1), threads)?;
     let wanted: Vec<&Test> = tests.iter().filter(|(name, _)| arguments.wants(name)).collect();
     if arguments.list {
@@ -57,7 +62,7 @@ fn run(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> Result<bool> {
     if wanted.is_empty() {
         return Ok(report(0, &[], tests.len()));
     }
-    let bed = Bed::start(setup)?;
+    let bed = start()?;
     let failures = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
