@@ -317,7 +317,7 @@ async fn a_pod_has_one_shim() {
     shut_down(&text(first)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_starts_side_by_side_are_one_shim() {
     let node = Node::new();
     let mut ending = Vec::new();
