@@ -1,6 +1,6 @@
 //! One trait for each side of evidence, so that a TEE is one file: an [`Attester`] in the guest, a [`Verifier`] at the broker.
 
-use crate::{kbs::Tee, report_data::ReportData};
+use crate::{kbs::Tee, report_data::ReportData, snp::SnpClaims, tdx::TdxClaims, tpm::TpmClaims};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{future, pin::Pin};
@@ -107,6 +107,12 @@ pub enum Details {
     /// Nothing more.
     #[default]
     None,
+    /// AMD SEV-SNP.
+    Snp(Box<SnpClaims>),
+    /// Intel TDX.
+    Tdx(Box<TdxClaims>),
+    /// A TPM.
+    Tpm(TpmClaims),
 }
 
 impl Details {
@@ -116,6 +122,15 @@ impl Details {
 }
 
 impl Claims {
+    /// Whether the host may read the memory of what it claims to keep from it.
+    pub fn is_debug(&self) -> bool {
+        match &self.details {
+            Details::None | Details::Tpm(_) => false,
+            Details::Snp(claims) => claims.is_debug(),
+            Details::Tdx(claims) => claims.is_debug(),
+        }
+    }
+
     /// Whether the VM was started with the initdata of this digest. Fields have the TEE's length: a digest that is longer was cut,
     /// one that is shorter padded with zeros. No field, an all-zero one, and an empty digest equal nothing.
     pub fn has_init_data(&self, digest: &[u8]) -> bool {

@@ -4,23 +4,39 @@
 //! - [`report_data`]: what the evidence signs over, so that it belongs to this key and this challenge.
 //! - [`jwe`]: secrets on their way from the broker to the guest's key.
 //! - [`resource`]: names of secrets, `kbs:///repository/type/tag`.
-//! - [`evidence`]: what a TEE must be able to do (collect) and what a broker must know (verify); [`sample`] is the development
-//!   stand-in that proves nothing.
+//! - [`evidence`]: what a TEE must be able to do (collect) and what a broker must know (verify); [`snp`] is AMD SEV-SNP, [`tdx`]
+//!   Intel TDX, [`sample`] the development stand-in that proves nothing. Who verifies turns the feature `verify` on; the guest does without.
 //! - [`token`]: the attestation result as EAR.
 //! - [`client`]: the guest's side of the protocol, one handshake for all that a VM needs.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod client;
+pub mod efi_kernel;
+pub mod event_log;
 pub mod evidence;
 pub mod jcs;
 pub mod jwe;
 pub mod kbs;
+#[cfg(feature = "verify")]
+pub mod measure;
+pub mod mismatch;
 pub mod report_data;
 pub mod resource;
 pub mod sample;
+pub mod snp;
+pub mod tdx;
 pub mod token;
+pub mod tpm;
+pub mod tsm;
+#[cfg(feature = "verify")]
+pub mod x509;
 
 mod encoding;
+#[cfg(test)]
+mod recorded;
+mod rule_table;
+#[cfg(test)]
+mod vectors;
 
 pub use client::{BrokerClient, ClientError};
 pub use evidence::{Attester, Claims, Details, EvidenceError, Verifier};

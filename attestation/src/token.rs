@@ -147,7 +147,10 @@ impl TokenSigner {
     /// The token of one handshake.
     pub fn sign(&self, ear: &Ear, nonce: &str) -> String {
         let hardware = if ear.claims.tee == Tee::Sample { 97 } else { 2 };
-        let status = if ear.claims.tee == Tee::Sample { "contraindicated" } else { "affirming" };
+        // A guest in debugging is genuine, and whoever relies on its token has nothing of that.
+        let debug = ear.claims.is_debug();
+        let status = if ear.claims.tee == Tee::Sample || debug { "contraindicated" } else { "affirming" };
+        let configuration = if debug { 96 } else { 0 };
         let body = json!({
             "eat_profile": PROFILE,
             "iat": ear.issued,
@@ -158,7 +161,7 @@ impl TokenSigner {
             "submods": {"cpu0": {
                 "ear.status": status,
                 "ear.trustworthiness-vector": {
-                    "instance-identity": 0, "configuration": 0, "executables": 0, "file-system": 0,
+                    "instance-identity": 0, "configuration": configuration, "executables": 0, "file-system": 0,
                     "hardware": hardware, "runtime-opaque": 0, "storage-opaque": 0, "sourced-data": 0,
                 },
                 "ear.appraisal-policy-id": "cloister-release-rules",

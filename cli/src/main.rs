@@ -5,6 +5,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod commands;
+mod containerd_image;
+mod endorsements;
 mod input;
 mod install;
 mod logger;
@@ -34,6 +36,8 @@ enum Command {
     /// Build or inspect the guest image: kernel and initramfs
     #[command(subcommand)]
     Guest(commands::guest::Guest),
+    /// Print what the configured guest will attest, without launching it
+    Measure(commands::measure::Args),
     /// Encrypt or inspect container images, or announce them to containerd
     #[command(subcommand)]
     Image(Box<commands::image::Image>),
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Install(args) => commands::install::install(&args).map(|()| ExitCode::SUCCESS),
         Command::Uninstall(args) => commands::install::uninstall(&args).map(|()| ExitCode::SUCCESS),
         Command::Guest(command) => commands::guest::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Measure(args) => commands::measure::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(command) => commands::image::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Broker(command) => commands::broker::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Snapshotter(args) => commands::snapshotter::run(&args).map(|()| ExitCode::SUCCESS),

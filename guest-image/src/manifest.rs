@@ -1,7 +1,7 @@
 //! `guest.json`: what a guest consists of, and the measurement that a broker's rule names.
 
 use crate::{
-    INITRAMFS_FILE, KERNEL_FILE,
+    EFI_KERNEL_FILE, INITRAMFS_FILE, KERNEL_FILE,
     initramfs::{self, Compression},
     modules::{Module, Stage},
 };
@@ -24,8 +24,13 @@ pub struct GuestManifest {
     pub kernel_version: String,
     /// The uncompressed kernel.
     pub kernel: File,
+    /// The same kernel as a bzImage, for machines with firmware.
+    pub efi_kernel: File,
     /// The initramfs as it is handed to the VMM.
     pub initramfs: File,
+    /// Firmware of enclaves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub firmware: Vec<File>,
     /// How the initramfs is stored.
     pub compression: Compression,
     /// The agent inside.
@@ -85,15 +90,16 @@ pub enum ManifestError {
     Differs(PathBuf),
 }
 
+/// The contents of a guest's files.
+pub(crate) struct Images<'a> {
+    pub(crate) kernel: &'a [u8],
+    pub(crate) efi_kernel: &'a [u8],
+    pub(crate) initramfs: &'a [u8],
+    pub(crate) firmware: &'a [(String, Vec<u8>)],
+}
+
 impl GuestManifest {
-    pub(crate) fn new(
-        kernel_version: &str,
-        kernel: &[u8],
-        initramfs: &[u8],
-        compression: Compression,
-        modules: &[Module],
-        agent: &[u8],
-    ) -> Self {
+    pub(crate) fn new(kernel_version: &str, images: &Images<'_>, compression: Compression, modules: &[Module], agent: &[u8]) -> Self {
         let entry = |(number, module): (usize, &Module)| ModuleEntry {
             stage: module.stage,
             file: initramfs::file_name(number, module),
@@ -101,12 +107,14 @@ impl GuestManifest {
         };
         Self {
             kernel_version: kernel_version.to_owned(),
-            kernel: File::of(KERNEL_FILE, kernel),
-            initramfs: File::of(INITRAMFS_FILE, initramfs),
+            kernel: File::of(KERNEL_FILE, images.kernel),
+            efi_kernel: File::of(EFI_KERNEL_FILE, images.efi_kernel),
+            initramfs: File::of(INITRAMFS_FILE, images.initramfs),
+            firmware: images.firmware.iter().map(|(name, bytes)| File::of(name, bytes)).collect(),
             compression,
             agent: File::of("init", agent),
             modules: modules.iter().enumerate().map(entry).collect(),
-            measurement: measure(kernel, initramfs),
+            measurement: measure(images.kernel, images.initramfs),
         }
     }
 
@@ -120,9 +128,13 @@ impl GuestManifest {
         serde_json::from_slice(&bytes).map_err(|source| ManifestError::Json { path: path.to_owned(), source })
     }
 
-    /// Checks that the kernel and the initramfs in `directory` are the ones described.
+    /// Checks that the kernels, the initramfs and the firmware in `directory` are the ones described.
     pub fn verify(&self, directory: &Path) -> Result<(), ManifestError> {
-        for (name, file) in [(KERNEL_FILE, &self.kernel), (INITRAMFS_FILE, &self.initramfs)] {
+        let fixed = [(KERNEL_FILE, &self.kernel), (EFI_KERNEL_FILE, &self.efi_kernel), (INITRAMFS_FILE, &self.initramfs)];
+        // A manifest that was tampered with names no file elsewhere.
+        let firmware =
+            self.firmware.iter().map(|file| (Path::new(&file.name).file_name().and_then(|n| n.to_str()).unwrap_or_default(), file));
+        for (name, file) in fixed.into_iter().chain(firmware) {
             let path = directory.join(name);
             let bytes = fs::read(&path).map_err(|source| ManifestError::File { path: path.clone(), source })?;
             if File::of(name, &bytes) != *file {

@@ -113,9 +113,9 @@ fn layer(source: &Layout, target: &Layout, plan: &LayerPlan, key: Option<&LayerK
         out.commit(&digest)?;
         return Ok(Descriptor { media_type: plan.compression.plain_layer(), ..plan.descriptor.clone() });
     };
-    let mut plain = HashingReader::new(open_reader(blob, key));
+    let (mut plain, sum) = HashingReader::new(open_reader(blob, key));
     io::copy(&mut plain, &mut out).map_err(failed)?;
-    let (actual, size) = plain.finish();
+    let (actual, size) = sum.get().ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
     let expected = key.plain_digest();
     // skopeo compresses a plain tar before it encrypts it, and still wraps the digest that it found.
     if actual != expected && plan.diff_id != expected {

@@ -171,7 +171,8 @@ mod tests {
     #[tokio::test]
     async fn every_packing_is_encrypted_and_opened() {
         let tar = TarBuilder::new().file("etc/secret", SECRET).finish();
-        let packings: [(&str, fn(&[u8]) -> Vec<u8>); 3] = [("", <[u8]>::to_vec), ("+gzip", gzip), ("+zstd", testing::zstd_bytes)];
+        type Pack = fn(&[u8]) -> Vec<u8>;
+        let packings: [(&str, Pack); 3] = [("", <[u8]>::to_vec), ("+gzip", gzip), ("+zstd", testing::zstd_bytes)];
         for (suffix, pack) in packings {
             let (from, to, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");

@@ -23,12 +23,13 @@ use tokio::{net::TcpListener, sync::Notify};
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a broker is started with.
-#[derive(Debug)]
 pub struct BrokerConfig {
     /// File of the store; made when it is not there.
     pub store: PathBuf,
     /// Accept evidence of type `sample`, which proves nothing.
     pub development: bool,
+    /// Whose evidence is taken: one verifier for each kind of hardware. With none (and not in development) nobody gets anything.
+    pub verifiers: Vec<Box<dyn Verifier>>,
     /// The administrator's key; without it nobody can store anything over the network.
     pub admin: Option<AdminToken>,
     /// Life of a session and of a token.
@@ -37,10 +38,23 @@ pub struct BrokerConfig {
     pub max_sessions: usize,
 }
 
+impl std::fmt::Debug for BrokerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BrokerConfig").field("store", &self.store).field("development", &self.development).finish_non_exhaustive()
+    }
+}
+
 impl BrokerConfig {
     /// A broker over this store, with neither development nor administrator, 10 000 sessions of five minutes.
     pub fn new(store: &Path) -> Self {
-        Self { store: store.to_owned(), development: false, admin: None, session_lifetime: Duration::from_secs(300), max_sessions: 10_000 }
+        Self {
+            store: store.to_owned(),
+            development: false,
+            verifiers: Vec::new(),
+            admin: None,
+            session_lifetime: Duration::from_secs(300),
+            max_sessions: 10_000,
+        }
     }
 }
 
@@ -80,7 +94,7 @@ impl Broker {
     pub fn open(config: BrokerConfig) -> Result<Self, BrokerError> {
         let store = Store::open(&config.store)?;
         let signer = store.token_signer()?;
-        let mut verifiers: BTreeMap<Tee, Box<dyn Verifier>> = BTreeMap::new();
+        let mut verifiers: BTreeMap<Tee, Box<dyn Verifier>> = config.verifiers.into_iter().map(|v| (v.tee(), v)).collect();
         if config.development {
             log::warn!(
                 "DEVELOPMENT BROKER: evidence of type sample is accepted, which proves nothing; whoever reaches this broker can have \

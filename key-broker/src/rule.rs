@@ -8,11 +8,30 @@
 //!
 //! All three must be there and must match; within one, any entry will do. There is no entry that means "anything". A single value
 //! may stand without the brackets.
+//!
+//! A kind of hardware has a table of its own for what else is wanted of it, [`attestation::snp::requirements`] for `[snp]`
+//! and [`attestation::tdx::requirements`] for `[tdx]`. Where there is none, its defaults hold. In place of a list of measurements a rule may name who signed what was launched:
+//!
+//! ```toml
+//! tee = "snp"
+//! init_data = "sha256:9c1e…"
+//! snp.id_key = "77ab…"                   # SHA-384 of the key that signed the ID block
+//! snp.min_tcb.milan = { snp = 23, microcode = 213 }
+//! ```
+//!
+//! A TPM is whoever's emulator it is, until its attestation key is named. Outside of development it has to be:
+//!
+//! ```toml
+//! tpm.ak = "6b1f…"                       # SHA-256 of the key, as `cloister check --launch` shows it
+//! ```
 
-use attestation::{Claims, Tee};
+use attestation::{
+    Claims, Details, Tee,
+    mismatch::{mismatch, shown},
+    snp, tdx,
+};
 use policy::InitdataDigest;
 use serde::{Deserialize, Serialize};
-use std::fmt::Display;
 use thiserror::Error;
 
 /// Longest rule, in bytes.
@@ -20,9 +39,6 @@ pub const MAX_RULE: usize = 64 * 1024;
 
 /// Entries in any list of a rule.
 const MAX_ENTRIES: usize = 256;
-
-/// Entries of a list that a refusal repeats.
-const MAX_SHOWN: usize = 4;
 
 /// A rule that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -34,8 +50,13 @@ pub struct RuleError(String);
 pub struct Rule {
     text: String,
     tee: Vec<Tee>,
+    /// Empty where the signer of what is launched stands for it.
     launch_measurement: Vec<Vec<u8>>,
     init_data: Vec<InitdataDigest>,
+    snp: snp::Requirements,
+    tdx: tdx::Requirements,
+    /// SHA-256 of the attestation keys of TPMs; empty where none is named.
+    tpm_ak: Vec<Vec<u8>>,
 }
 
 /// `"x"` or `["x", "y"]`.
@@ -50,8 +71,17 @@ enum OneOrMore {
 #[serde(deny_unknown_fields)]
 struct Document {
     tee: OneOrMore,
-    launch_measurement: OneOrMore,
+    launch_measurement: Option<OneOrMore>,
     init_data: OneOrMore,
+    snp: Option<snp::Requirements>,
+    tdx: Option<tdx::Requirements>,
+    tpm: Option<TpmTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TpmTable {
+    ak: OneOrMore,
 }
 
 /// The text of a rule with one entry each, for tools that write one.
@@ -87,12 +117,35 @@ impl Rule {
             RuleError(format!("line {line}: {}", e.message().split_whitespace().collect::<Vec<_>>().join(" ")))
         })?;
         let tee = document.tee.read("tee", |name| name.parse().map_err(|_| format!("{name:?} is no TEE")))?;
-        let launch_measurement = document.launch_measurement.read("launch_measurement", |digits| {
+        for (there, kind) in [(document.snp.is_some(), Tee::Snp), (document.tdx.is_some(), Tee::Tdx)] {
+            if there && !tee.contains(&kind) {
+                return Err(RuleError(format!("there is a table [{kind}], but tee does not name {kind}")));
+            }
+        }
+        let (snp, tdx) = (document.snp.unwrap_or_default(), document.tdx.unwrap_or_default());
+        let measurement = |digits: &str| {
             let bytes = hex::decode(digits).map_err(|_| format!("{digits:?} is not hex"))?;
             if matches!(bytes.len(), 32 | 48 | 64) { Ok(bytes) } else { Err(format!("{digits:?} is not 32, 48 or 64 bytes of hex")) }
-        })?;
+        };
+        let launch_measurement = match document.launch_measurement {
+            Some(list) => list.read("launch_measurement", measurement)?,
+            None if tee == [Tee::Snp] && snp.names_signer() => Vec::new(),
+            None => {
+                return Err(RuleError(
+                    "launch_measurement is missing; for snp alone, snp.id_key or snp.author_key may stand for it".into(),
+                ));
+            }
+        };
         let init_data = document.init_data.read("init_data", |digest| digest.parse().map_err(|e| format!("{e}")))?;
-        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data })
+        let digest = |digits: &str| match hex::decode(digits) {
+            Ok(digest) if digest.len() == 32 => Ok(digest),
+            _ => Err(format!("{digits:?} is not 32 bytes of hex")),
+        };
+        let tpm_ak = document.tpm.map_or(Ok(Vec::new()), |table| table.ak.read("tpm.ak", digest))?;
+        if !tpm_ak.is_empty() && !tee.contains(&Tee::Tpm) {
+            return Err(RuleError("there is a table [tpm], but tee does not name tpm".into()));
+        }
+        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data, snp, tdx, tpm_ak })
     }
 
     /// The rule that releases to this TEE, this measurement (raw digest) and this initdata.
@@ -107,6 +160,11 @@ impl Rule {
         &self.text
     }
 
+    /// Whether the rule says whose TPM is meant.
+    pub(crate) fn names_tpm(&self) -> bool {
+        !self.tpm_ak.is_empty()
+    }
+
     /// Whether the rule releases to a guest with these claims; else, on one line: which claim, what it is, what the rule wants, what
     /// to change.
     pub fn check(&self, claims: &Claims) -> Result<(), String> {
@@ -114,7 +172,7 @@ impl Rule {
             let remedy = "run it on such hardware, or add the TEE to the rule";
             return Err(mismatch("tee", &claims.tee, &self.tee, remedy));
         }
-        if !self.launch_measurement.contains(&claims.launch_measurement) {
+        if !self.launch_measurement.is_empty() && !self.launch_measurement.contains(&claims.launch_measurement) {
             let wanted: Vec<String> = self.launch_measurement.iter().map(hex::encode).collect();
             let remedy = "start the guest image that the rule names, or add this measurement to the rule";
             return Err(mismatch("launch_measurement", &shown(&claims.launch_measurement), &wanted, remedy));
@@ -123,25 +181,29 @@ impl Rule {
             let remedy = "start the VM with that initdata, or add the digest of this one to the rule";
             return Err(mismatch("init_data", &shown(&claims.init_data), &self.init_data, remedy));
         }
-        Ok(())
+        if let (Details::Tpm(tpm), true) = (&claims.details, self.names_tpm())
+            && !self.tpm_ak.contains(&tpm.ak)
+        {
+            let wanted: Vec<String> = self.tpm_ak.iter().map(hex::encode).collect();
+            return Err(mismatch("tpm.ak", &hex::encode(&tpm.ak), &wanted, "run it where that TPM is, or add this key to the rule"));
+        }
+        match (claims.tee, &claims.details) {
+            (Tee::Snp, Details::Snp(claims)) => self.snp.check(claims),
+            (Tee::Tdx, Details::Tdx(claims)) => self.tdx.check(claims),
+            // A verifier that leaves out what its hardware says leaves nothing to hold the rule's table against.
+            (tee @ (Tee::Snp | Tee::Tdx), _) => {
+                Err(format!("the evidence has no claims of {tee} to hold the release rule's table against"))
+            }
+            _ => Ok(()),
+        }
     }
-}
-
-/// A claim as a refusal shows it.
-fn shown(bytes: &[u8]) -> String {
-    if bytes.iter().all(|b| *b == 0) { "none".into() } else { hex::encode(bytes) }
-}
-
-fn mismatch(claim: &str, found: &dyn Display, wanted: &[impl Display], remedy: &str) -> String {
-    let list: Vec<String> = wanted.iter().take(MAX_SHOWN).map(ToString::to_string).collect();
-    let more = if wanted.len() > MAX_SHOWN { format!(" or one of {} more", wanted.len() - MAX_SHOWN) } else { String::new() };
-    format!("{claim} is {found}, the release rule wants {}{more}; {remedy}", list.join(" or "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attestation::Details;
+    use attestation::snp::{Generation, Report, SigningKey, SnpClaims, Tcb, testing::milan};
+    use attestation::tpm::TpmClaims;
 
     const MEASUREMENT: &str = "111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111";
     const INITDATA: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
@@ -160,11 +222,44 @@ mod tests {
         }
     }
 
+    fn snp_claims(report: Report) -> Claims {
+        let details = SnpClaims::new(&report, Generation::Milan, SigningKey::Vcek);
+        Claims { tee: Tee::Snp, details: Details::Snp(Box::new(details)), ..claims() }
+    }
+
+    #[test]
+    fn the_table_of_the_hardware_must_hold_too() {
+        let debug = Report { policy: milan().policy | 1 << 19, ..milan() };
+        let rule = Rule::parse(&text()).unwrap();
+        assert!(
+            rule.check(&snp_claims(debug.clone())).unwrap_err().contains("snp.policy has debug set"),
+            "the defaults hold without a table"
+        );
+        let rule = Rule::parse(&format!("{}[snp]\npolicy.allow = ['debug']\nmin_tcb.milan.snp = 24\n", text())).unwrap();
+        assert!(rule.check(&snp_claims(debug.clone())).unwrap_err().contains("snp.min_tcb"));
+        let newer = Tcb { snp: 24, ..debug.reported_tcb };
+        assert_eq!(rule.check(&snp_claims(Report { reported_tcb: newer, ..debug })), Ok(()));
+        assert_eq!(rule.check(&claims()), Ok(()), "a table says nothing about other hardware");
+    }
+
+    #[test]
+    fn a_signer_stands_for_measurements_on_snp_only() {
+        let signer = format!("snp.id_key = '{}'\n", "03".repeat(48));
+        let unmeasured = text().replace(&format!("launch_measurement = {MEASUREMENT:?}\n"), &signer);
+        assert!(Rule::parse(&unmeasured).unwrap_err().to_string().contains("launch_measurement is missing"));
+        let rule = Rule::parse(&unmeasured.replace("[\"snp\", \"sample\"]", "\"snp\"")).unwrap();
+        let other = snp_claims(milan());
+        assert_eq!(rule.check(&Claims { launch_measurement: vec![9; 48], ..other.clone() }), Ok(()));
+        assert!(rule.check(&snp_claims(Report { id_key_digest: [4; 48], ..milan() })).unwrap_err().contains("snp.id_key is 0404"));
+        assert!(rule.check(&Claims { init_data: vec![9; 32], ..other }).unwrap_err().contains("init_data is"));
+    }
+
     #[test]
     fn all_three_conditions_must_hold() {
         let rule = Rule::parse(&text()).unwrap();
         assert_eq!(rule.check(&claims()), Ok(()));
-        assert_eq!(rule.check(&Claims { tee: Tee::Snp, ..claims() }), Ok(()));
+        assert_eq!(rule.check(&snp_claims(milan())), Ok(()));
+        assert!(rule.check(&Claims { tee: Tee::Snp, ..claims() }).unwrap_err().contains("no claims of snp"));
         let cases = [
             (Claims { tee: Tee::Tdx, ..claims() }, "tee is tdx, the release rule wants snp or sample; ".to_owned()),
             (
@@ -185,6 +280,21 @@ mod tests {
             let refusal = rule.check(&claims).unwrap_err();
             assert!(refusal.starts_with(&wanted) && !refusal.contains('\n'), "{refusal}");
         }
+    }
+
+    #[test]
+    fn a_tpm_is_known_by_its_key() {
+        let of_tpm = text().replace("\"sample\"", "\"tpm\"");
+        let details = |ak: u8| Details::Tpm(TpmClaims { ak: vec![ak; 32], pcrs: Vec::new() });
+        let claims = |ak| Claims { tee: Tee::Tpm, details: details(ak), ..claims() };
+        let open = Rule::parse(&of_tpm).unwrap();
+        assert!(open.check(&claims(9)).is_ok() && !open.names_tpm());
+        let rule = Rule::parse(&format!("{of_tpm}tpm.ak = '{}'\n", "09".repeat(32))).unwrap();
+        assert!(rule.check(&claims(9)).is_ok() && rule.names_tpm());
+        let refusal = rule.check(&claims(8)).unwrap_err();
+        assert!(refusal.starts_with(&format!("tpm.ak is {}, the release rule wants {}; ", "08".repeat(32), "09".repeat(32))), "{refusal}");
+        assert!(Rule::parse(&format!("{of_tpm}tpm.ak = '00'\n")).is_err());
+        assert!(Rule::parse(&format!("{}tpm.ak = '{}'\n", text(), "09".repeat(32))).unwrap_err().to_string().contains("does not name tpm"));
     }
 
     #[test]
@@ -220,6 +330,8 @@ mod tests {
             (good.replace(MEASUREMENT, "00"), "32, 48 or 64 bytes"),
             (good.replace("\"snp\"", "\"none\""), "no TEE"),
             (format!("{good}until = 3\n"), "line 4"),
+            (format!("{good}[snp]\nvmlp = 3\n"), "line 5"),
+            (format!("{}[snp]\n", good.replace("\"snp\", ", "")), "tee does not name snp"),
             (good.replace(&format!("{MEASUREMENT:?}"), "7"), "a text or a list"),
             ("\u{0}".into(), "line 1"),
             ("#".repeat(MAX_RULE + 1), "longer than"),

@@ -1,5 +1,6 @@
 //! The node's configuration: one TOML file, every key optional, an unknown key an error that names its line.
 
+use crate::tee::{SnpSettings, TdxSettings, VtpmSettings};
 use serde::Deserialize;
 use std::{
     fs, io,
@@ -63,6 +64,12 @@ pub struct Config {
     pub vmm: Vmm,
     /// What a guest may have of the node.
     pub courier: Courier,
+    /// For `tee = "snp"`.
+    pub snp: SnpSettings,
+    /// For `tee = "tdx"`.
+    pub tdx: TdxSettings,
+    /// For `tee = "vtpm"`.
+    pub vtpm: VtpmSettings,
 }
 
 /// Which enclave a guest runs in.
@@ -71,6 +78,14 @@ pub struct Config {
 pub enum Tee {
     /// No enclave: development. The host can read the guest's memory.
     None,
+    /// A TPM that the host emulates: shows what was started, to whoever trusts the host.
+    Vtpm,
+    /// AMD SEV-SNP.
+    Snp,
+    /// Intel TDX.
+    Tdx,
+    /// SNP or TDX where the machine has it, else none.
+    Auto,
 }
 
 /// The guest's files and sizes.
@@ -79,6 +94,8 @@ pub enum Tee {
 pub struct Guest {
     /// Uncompressed kernel with a PVH entry.
     pub kernel: PathBuf,
+    /// The same kernel as an EFI program (bzImage), for every enclave: its firmware starts and measures it.
+    pub efi_kernel: PathBuf,
     /// Initramfs with the agent as `/init`.
     pub initramfs: PathBuf,
     /// Virtual CPUs, 1 to 256, unless the pod's limits say more.
@@ -89,6 +106,8 @@ pub struct Guest {
     pub scratch_mib: u64,
     /// Appended to the kernel command line, for debugging. It is measured.
     pub cmdline_extra: String,
+    /// Whether an SNP guest reads the host's ACPI tables, which are unmeasured code; without them it has one CPU. Not set is no.
+    pub acpi: Option<bool>,
 }
 
 /// The virtual machine monitor.
@@ -99,6 +118,8 @@ pub struct Vmm {
     pub qemu: PathBuf,
     /// What executes the guest's instructions.
     pub accelerator: Accelerator,
+    /// The firmware of an enclave; found in the distribution's package where it is not set. It is measured.
+    pub firmware: Option<PathBuf>,
     /// Seconds from QEMU's start to the agent's first word, 1 to 3600.
     pub boot_timeout_s: u64,
 }
@@ -116,13 +137,17 @@ pub enum Accelerator {
 }
 
 /// What a guest may have of the node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Courier {
     /// Registries that are reached by plain HTTP, `host[:port]`.
     pub plain_http: Vec<String>,
     /// Further `host:port` that a guest may reach through the node.
     pub allow: Vec<String>,
+    /// Where blobs are kept that the guests of this node share.
+    pub cache_dir: PathBuf,
+    /// How much of them is kept in MiB, at most 16 TiB; 0 is nothing: each guest downloads by itself.
+    pub cache_mib: u64,
 }
 
 impl Default for Config {
@@ -134,7 +159,16 @@ impl Default for Config {
             guest: Guest::default(),
             vmm: Vmm::default(),
             courier: Courier::default(),
+            snp: SnpSettings::default(),
+            tdx: TdxSettings::default(),
+            vtpm: VtpmSettings::default(),
         }
+    }
+}
+
+impl Default for Courier {
+    fn default() -> Self {
+        Self { plain_http: Vec::new(), allow: Vec::new(), cache_dir: "/var/lib/cloister/blobs".into(), cache_mib: 10 << 10 }
     }
 }
 
@@ -142,18 +176,20 @@ impl Default for Guest {
     fn default() -> Self {
         Self {
             kernel: "/usr/lib/cloister/vmlinux".into(),
+            efi_kernel: "/usr/lib/cloister/vmlinuz".into(),
             initramfs: "/usr/lib/cloister/initramfs.cpio".into(),
             vcpus: 1,
             memory_mib: 512,
             scratch_mib: 10 << 10,
             cmdline_extra: String::new(),
+            acpi: None,
         }
     }
 }
 
 impl Default for Vmm {
     fn default() -> Self {
-        Self { qemu: "qemu-system-x86_64".into(), accelerator: Accelerator::Auto, boot_timeout_s: 120 }
+        Self { qemu: "qemu-system-x86_64".into(), accelerator: Accelerator::Auto, firmware: None, boot_timeout_s: 120 }
     }
 }
 
@@ -194,8 +230,11 @@ impl Config {
         bound((128..=1 << 20).contains(&self.guest.memory_mib), "guest.memory_mib", "128 to 1048576 (1 TiB)")?;
         let scratch = self.guest.scratch_mib;
         bound(scratch == 0 || (64..=1 << 20).contains(&scratch), "guest.scratch_mib", "0, or 64 to 1048576 (1 TiB)")?;
+        bound(self.courier.cache_dir.is_absolute(), "courier.cache_dir", "an absolute path")?;
+        bound(self.courier.cache_mib <= 16 << 20, "courier.cache_mib", "0 to 16777216 (16 TiB)")?;
         bound(self.guest.cmdline_extra.len() <= 1024, "guest.cmdline_extra", "at most 1024 bytes")?;
-        bound((1..=3600).contains(&self.vmm.boot_timeout_s), "vmm.boot_timeout_s", "1 to 3600 seconds")
+        bound((1..=3600).contains(&self.vmm.boot_timeout_s), "vmm.boot_timeout_s", "1 to 3600 seconds")?;
+        self.snp.check().map_err(|rule| ConfigError::Bound { path: path.to_owned(), key: "snp", rule: rule.to_string() })
     }
 
     /// The initdata of the configuration as TOML text, if it names a file.
@@ -257,6 +296,16 @@ mod tests {
     }
 
     #[test]
+    fn each_enclave_has_its_table() {
+        let config =
+            parse("tee = 'tdx'\n[tdx]\nquote_service = 'unix:/run/qgs'\n[vtpm]\nstate = '/s'\n[snp]\ncpu = 'EPYC-Genoa'\n").unwrap();
+        assert_eq!((config.tee, config.snp.cpu.as_str()), (Tee::Tdx, "EPYC-Genoa"));
+        assert_eq!((config.tdx.quote_service, config.vtpm.state), (crate::tee::QuoteService::Unix("/run/qgs".into()), Some("/s".into())));
+        let error = parse("[tdx]\nquote_service = 'tcp:1'").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("vsock:CID:PORT"), "{error}");
+    }
+
+    #[test]
     fn sizes_have_bounds() {
         for (text, key) in [
             ("[guest]\nvcpus = 0", "guest.vcpus"),
@@ -264,6 +313,9 @@ mod tests {
             ("[guest]\nscratch_mib = 1", "guest.scratch_mib"),
             ("[vmm]\nboot_timeout_s = 0", "vmm.boot_timeout_s"),
             ("state_dir = 'run'", "state_dir"),
+            ("[snp]\npolicy = 0xb0000", "snp"),
+            ("[courier]\ncache_dir = 'blobs'", "courier.cache_dir"),
+            ("[courier]\ncache_mib = 16777217", "courier.cache_mib"),
         ] {
             assert!(matches!(parse(text), Err(ConfigError::Bound { key: k, .. }) if k == key), "{text}");
         }

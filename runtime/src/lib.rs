@@ -7,5 +7,8 @@ pub mod network;
 mod rate;
 pub mod record;
 pub mod sandbox;
+pub mod tee;
 pub mod vmm;
 pub mod vsock;
+
+pub use protocol::IMAGE_USER;

@@ -45,7 +45,7 @@ pub enum RecordError {
         source: io::Error,
     },
     /// The process does not end.
-    #[error("VM of sandbox {id} (process {pid}) does not end after SIGKILL")]
+    #[error("process {pid} of sandbox {id} does not end after SIGKILL")]
     Immortal {
         /// The sandbox.
         id: String,
@@ -69,6 +69,9 @@ struct Contents {
     #[serde(default)]
     owner: Option<ProcessId>,
     vmm: Option<ProcessId>,
+    /// Processes beside it that an enclave needs.
+    #[serde(default)]
+    helpers: Vec<ProcessId>,
     /// Interfaces of the pod that carry our traffic redirection, each with its network namespace.
     #[serde(default)]
     redirected: Vec<Redirected>,
@@ -123,6 +126,12 @@ impl Record {
         self.write()
     }
 
+    /// Notes a process beside the VM; it too ends with us, as long as it is not noted.
+    pub fn note_helper(&mut self, pid: u32) -> Result<(), RecordError> {
+        self.contents.helpers.extend(start_time(pid).map(|start_time| ProcessId { pid, start_time }));
+        self.write()
+    }
+
     /// Notes an interface that is about to be redirected.
     pub fn note_redirected(&mut self, redirected: Redirected) -> Result<(), RecordError> {
         self.contents.redirected.push(redirected);
@@ -150,8 +159,8 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<(), RecordError> {
         return Ok(());
     }
     let contents = read(&dir.join(FILE));
-    if let Some(vmm) = contents.vmm {
-        kill(id, vmm)?;
+    for process in contents.vmm.into_iter().chain(contents.helpers) {
+        kill(id, process)?;
     }
     for redirected in &contents.redirected {
         crate::network::undo(redirected);
@@ -230,13 +239,17 @@ mod tests {
     fn what_is_noted_is_removed_twice() {
         let state = place("remove");
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut helper = Command::new("sleep").arg("1000").spawn().unwrap();
         let mut record = Record::create(&state, "a").unwrap();
+        record.note_helper(helper.id()).unwrap();
         record.note_vmm(child.id()).unwrap();
         fs::write(record.dir().join("scratch"), "x").unwrap();
         drop(record);
         assert!(exists(&state, "a"));
         remove(&state, "a").unwrap();
-        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        for process in [&mut child, &mut helper] {
+            assert_eq!(process.wait().unwrap().signal(), Some(libc::SIGKILL));
+        }
         assert!(!exists(&state, "a"));
         remove(&state, "a").unwrap();
         fs::remove_dir_all(&state).unwrap();

@@ -3,33 +3,39 @@
 use crate::{
     config::{Config, ConfigError},
     courier::Courier,
-    network::{self, Network, NetworkError},
+    network::{self, Loopback, Network, NetworkError},
     rate::Rate,
     record::{self, Record, RecordError},
+    tee::{self, Machine, Request, TeeError},
     vmm::{
-        self, Cmdline, Command, Launch, Launcher, MissingError, Process, Qemu, SpawnError, VmExit, Vmm,
+        self, Cmdline, Command, Disk, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
     },
     vsock::{Vsock, VsockListener, VsockStream},
 };
+use protobuf::MessageField;
 use protocol::{
     api, console, guest_port, host_port,
     line::{self, LineError},
     service::AgentClient,
     stream::StreamId,
+    volume::VolumeId,
 };
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
-use tokio::{io::BufReader, task::JoinSet, time::timeout};
+use tokio::{io::BufReader, sync::Semaphore, task::JoinSet, time::timeout};
 
+/// The oldest QEMU that any guest starts on.
+pub const OLDEST_QEMU: QemuVersion = QemuVersion { major: 7, minor: 2 };
 /// How long the agent may take to end its processes and power off, before the VM is killed.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long a killed VM may take to be gone.
@@ -38,6 +44,8 @@ const GONE: Duration = Duration::from_secs(10);
 const DYING: Duration = Duration::from_secs(2);
 /// How long the agent may take for CreateSandbox: it verifies nothing in it, it only reads.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most streams that are being connected at a time; the guest's queue holds 128.
+const MAX_CONNECTING: usize = 32;
 /// How long the end of a sandbox waits for what the agent says of itself.
 const INFO_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -54,10 +62,18 @@ pub struct SandboxSpec {
     pub configure: Option<Configure>,
     /// The owner's initdata, gzip of TOML; empty for none.
     pub initdata: Vec<u8>,
+    /// Its digest, which an enclave reports; empty for none.
+    pub initdata_digest: Vec<u8>,
+    /// Kernel parameters of the pod.
+    pub sysctls: BTreeMap<String, String>,
+    /// Where its containers look names up.
+    pub dns: api::Dns,
     /// Virtual CPUs, where not the configuration's.
     pub vcpus: Option<u32>,
     /// Memory in MiB, where not the configuration's.
     pub memory_mib: Option<u32>,
+    /// Disks of the host's; a guest gets none later.
+    pub disks: Vec<Disk>,
 }
 
 /// Configures the network namespace of a process, told by its id; the error is one line.
@@ -94,6 +110,9 @@ pub enum SandboxError {
     /// A file that is not there.
     #[error(transparent)]
     Missing(#[from] MissingError),
+    /// The enclave.
+    #[error(transparent)]
+    Tee(#[from] TeeError),
     /// The record.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -163,10 +182,14 @@ pub struct Sandbox {
     state_dir: PathBuf,
     vsock: Vsock,
     process: Process,
+    /// Processes beside it; they end with it.
+    _helpers: Vec<Process>,
     courier: Arc<Courier>,
     agent: AgentClient,
-    /// The courier's and the console's tasks; they end with it.
-    _tasks: JoinSet<()>,
+    /// Streams that are being connected: more than the guest accepts at a time it refuses.
+    connecting: Semaphore,
+    /// The courier's, the console's and the port forwarder's tasks; they end with it.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl std::fmt::Debug for Sandbox {
@@ -196,11 +219,14 @@ impl Sandbox {
         let mut since = Instant::now();
         let vsock_error = |source| SandboxError::Vsock { id: id.clone(), source };
         let qemu = Qemu { program: vmm::find_program(&config.vmm.qemu)? };
-        let kernel = vmm::find_guest_file("guest.kernel", &config.guest.kernel)?;
         let initramfs = vmm::find_guest_file("guest.initramfs", &config.guest.initramfs)?;
         let choice = accelerator::choose(config.vmm.accelerator)?;
         log::info!(sandbox = id, accelerator:? = choice.accelerator; "{}", choice.reason);
 
+        let vcpus = spec.vcpus.unwrap_or(config.guest.vcpus);
+        let request = Request { dir: record.dir(), initdata: &spec.initdata_digest, vcpus };
+        let (platform, helpers) = prepare_tee(config, &qemu, &request)?;
+        let kernel = tee::kernel(config, platform.shape.machine)?;
         let scratch = make_scratch(record.dir(), config.guest.scratch_mib)?;
         let (vsock, device) = Vsock::for_vm(record.dir()).map_err(vsock_error)?;
         let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
@@ -211,25 +237,40 @@ impl Sandbox {
             (None, Place::Kept(launcher)) => network::attach(&launcher.netns(), None).await?,
             (None, Place::In(_)) => Network::default(),
         };
-        let measurement = read_measurement(&initramfs);
-        let cmdline = Cmdline { accelerator: choice.accelerator, measurement: measurement.as_deref(), extra: &config.guest.cmdline_extra };
+        // What a guest says of itself where nobody measures it.
+        let measurement = if platform.shape.machine == Machine::Microvm { read_measurement(&initramfs) } else { None };
+        let cmdline = Cmdline {
+            accelerator: choice.accelerator,
+            machine: platform.shape.machine,
+            acpi: platform.shape.acpi,
+            measurement: measurement.as_deref(),
+            extra: &config.guest.cmdline_extra,
+        };
         let launch = Launch {
             sandbox_id: id.clone(),
             cmdline: cmdline.to_text(vmm::tsc::khz),
+            platform,
             kernel,
             initramfs,
-            vcpus: spec.vcpus.unwrap_or(config.guest.vcpus),
+            vcpus,
             memory_mib: spec.memory_mib.unwrap_or(config.guest.memory_mib),
             accelerator: choice.accelerator,
             scratch,
+            disks: spec.disks.clone(),
             vsock: device,
             taps: std::mem::take(&mut network.taps),
         };
+        let mut running = Vec::with_capacity(helpers.len());
+        for helper in helpers {
+            let process = Process::spawn(&id, helper.command)?;
+            record.note_helper(process.pid())?;
+            running.push(process);
+        }
         let process = place.launch(&id, qemu.command(launch))?;
         record.note_vmm(process.pid())?;
         log_stage(&id, "qemu", &mut since);
 
-        let courier = Arc::new(Courier::new(&id, &config.courier.allow));
+        let courier = Arc::new(Courier::new(&id, &config.courier));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_courier(requests, courier.clone()));
         let seconds = config.vmm.boot_timeout_s;
@@ -248,8 +289,22 @@ impl Sandbox {
             Err(error) => return Err(died_or(&id, &process, vsock_error(error)).await),
         };
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
-        let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, courier, agent, _tasks: tasks };
+        let sandbox = Self {
+            id,
+            state_dir: config.state_dir.clone(),
+            vsock,
+            process,
+            _helpers: running,
+            courier,
+            agent,
+            connecting: Semaphore::new(MAX_CONNECTING),
+            tasks: Mutex::new(tasks),
+        };
+        let netns = spec.netns.clone();
         sandbox.create(spec, network).await?;
+        if let Some(netns) = netns {
+            sandbox.forward_ports(&netns).await;
+        }
         log_stage(&sandbox.id, "sandbox", &mut since);
         Ok(sandbox)
     }
@@ -261,6 +316,9 @@ impl Sandbox {
             hostname: spec.hostname,
             interfaces: network.interfaces,
             routes: network.routes,
+            neighbours: network.neighbours,
+            dns: MessageField::some(spec.dns),
+            sysctls: spec.sysctls.into_iter().collect(),
             initdata: spec.initdata,
             host_time: i64::try_from(now).unwrap_or_default(),
             ..Default::default()
@@ -277,6 +335,21 @@ impl Sandbox {
         };
         log::info!(sandbox = self.id, initdata = answer.initdata_digest; "sandbox ready");
         Ok(())
+    }
+
+    /// Lets the namespace's loopback lead to the guest's. A kernel without the means (before 5.9) has pods without port forwarding.
+    async fn forward_ports(&self, netns: &Path) {
+        match Loopback::listen(netns).await {
+            Ok(loopback) => {
+                let (vsock, id) = (self.vsock.clone(), self.id.clone());
+                self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+                    if let Err(error) = loopback.serve(vsock).await {
+                        log::warn!(sandbox = id; "port forward: {error}");
+                    }
+                });
+            }
+            Err(error) => log::warn!(sandbox = self.id; "no port forwarding: {error}"),
+        }
     }
 
     /// Its id.
@@ -301,8 +374,17 @@ impl Sandbox {
 
     /// Connects one of a process's standard streams.
     pub async fn stream(&self, stream: &StreamId) -> Result<VsockStream, LineError> {
+        // Never closed, so always given.
+        let _permit = self.connecting.acquire().await;
         let mut connection = self.vsock.connect(guest_port::STREAM).await?;
         stream.connect(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Connects a copy of a volume.
+    pub async fn volume(&self, volume: &VolumeId) -> Result<VsockStream, LineError> {
+        let mut connection = self.vsock.connect(guest_port::VOLUME).await?;
+        volume.connect(&mut connection).await?;
         Ok(connection)
     }
 
@@ -340,6 +422,8 @@ impl Sandbox {
                 log::error!(sandbox = self.id, pid = self.process.pid(); "the VM is not gone after SIGKILL");
             }
         }
+        // Sockets in the pod's namespace would keep it alive.
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         remove_blocking(self.state_dir.clone(), self.id.clone()).await
     }
 }
@@ -372,6 +456,19 @@ impl Place {
             Self::Kept(launcher) => launcher.launch(&command),
         }
     }
+}
+
+/// What the configured enclave asks for, if this QEMU knows it.
+fn prepare_tee(config: &Config, qemu: &Qemu, request: &Request<'_>) -> Result<(tee::Platform, Vec<tee::Helper>), TeeError> {
+    let tee = tee::of(config);
+    // Asked where an old QEMU is likely: it costs the start of a process.
+    if tee.oldest_qemu() > OLDEST_QEMU {
+        let found = QemuVersion::of(&qemu.program)?;
+        if found < tee.oldest_qemu() {
+            return Err(TeeError::OldQemu { tee: tee.name(), wanted: tee.oldest_qemu(), found });
+        }
+    }
+    tee.prepare(request)
 }
 
 /// Where the time of a start goes, for the log and for `make demo`.

@@ -32,6 +32,8 @@ pub struct Release<'a> {
     pub key: &'a str,
     /// The file of initdata whose digest the evidence has to carry.
     pub initdata: &'a Path,
+    /// The TEE, as rules name it.
+    pub tee: &'a str,
     /// The launch measurement, in hexadecimal; None for that of `make guest`.
     pub launch_measurement: Option<&'a str>,
 }
@@ -82,7 +84,7 @@ impl Broker {
         command.args(["image", "encrypt"]);
         command.args([from, to].map(|layout| format!("oci:{}:{tag}", layout.directory.display())));
         command.args(["--broker", &self.url(), "--key", release.key, "--launch-measurement", &measurement]);
-        command.arg("--admin-key").arg(&self.admin_key).arg("--init-data").arg(release.initdata);
+        command.args(["--tee", release.tee]).arg("--admin-key").arg(&self.admin_key).arg("--init-data").arg(release.initdata);
         Ok(command)
     }
 

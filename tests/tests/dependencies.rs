@@ -61,7 +61,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("attestation", &["transport"]),
     ("guest-image", &[]),
     ("key-broker", &["attestation", "policy", "transport"]),
-    ("runtime", &["protocol", "transport"]),
+    ("runtime", &["protocol", "image", "transport"]),
     // `policy` for the initdata alone: it names the broker that the guest may be tunnelled to.
     ("containerd-shim-cloister-v2", &["runtime", "protocol", "policy", "transport"]),
     ("cloister-agent", &["protocol", "image", "attestation", "policy", "transport"]),
@@ -208,5 +208,37 @@ fn dependencies_point_one_way() -> Result<()> {
     }
     assert!(wrong.is_empty(), "{wrong:?}");
     assert_eq!(members.len(), may_use.len(), "MAY_USE names crates that are gone");
+    Ok(())
+}
+
+/// What judges evidence is no small thing, and has no place in what is judged.
+#[test]
+fn the_agent_verifies_nobodys_evidence() -> Result<()> {
+    let tree = |package: &str| -> Result<String> {
+        let output = Command::new(env!("CARGO"))
+            .args([
+                "tree",
+                "--locked",
+                "--offline",
+                "-e",
+                "normal",
+                "--prefix",
+                "none",
+                "--target",
+                "x86_64-unknown-linux-gnu",
+                "-p",
+                package,
+            ])
+            .current_dir(tests::place::root())
+            .output()?;
+        ensure!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let (agent, command) = (tree("cloister-agent")?, tree("cloister")?);
+    for verifier in ["dcap-qvl", "x509-cert"] {
+        let line = format!("{verifier} v");
+        assert!(!agent.contains(&line), "the agent has {verifier} in it");
+        assert!(command.contains(&line), "{verifier} is gone: does this test still look for the right thing?");
+    }
     Ok(())
 }

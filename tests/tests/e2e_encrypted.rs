@@ -1,14 +1,18 @@
 //! An encrypted image runs where its owner's rule is met, and nowhere else; and what it holds is nowhere on the host.
 
+#![allow(clippy::print_stdout, reason = "a test of many checks says where it is")]
+
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tests::bed::{Bed, POLICY, Setup};
 use tests::broker::Release;
 use tests::ctr::{BOOT, Run};
 use tests::oci::Image;
+use tests::pod::Pod;
 use tests::search::search;
 use tests::{command, place, runner, tests};
 
@@ -72,7 +76,8 @@ fn another_measurement_is_refused_the_key(bed: &Bed) -> Result<()> {
     let layout = bed.layout(&Image::busybox("echo it ran")?, "measured")?;
     let file = bed.base().join("measured.initdata");
     std::fs::write(&file, &initdata.text)?;
-    let release = Release { key: "kbs:///tests/image/measured", initdata: &file, launch_measurement: Some(&"00".repeat(48)) };
+    let release =
+        Release { key: "kbs:///tests/image/measured", initdata: &file, tee: "sample", launch_measurement: Some(&"00".repeat(48)) };
     let reference = bed.provide(&bed.broker.encrypt(&layout, "1", &release)?, "measured")?;
     let (id, annotation) = (bed.id("measured"), initdata.annotation()?);
     bed.refused(
@@ -106,9 +111,20 @@ fn the_policy_decides_on_exec_and_overrides(bed: &Bed) -> Result<()> {
     ensure!(denied.stderr.contains("denied by policy") && denied.stderr.contains("allow.exec"), "{denied:?}");
     bed.nothing_of(&id)?;
 
-    let id = bed.id("args");
-    let run = Run { image: &reference, id: &id, args: &["/bin/cat", "/etc/passwd"], initdata: Some(&annotation), ..Run::default() };
-    bed.refused(&run, &["denied by policy", "allow.args"])
+    // In one VM: what the host may not run, and what it may not bring in.
+    let pod = Pod::start(bed, "denied", &reference, Some(&annotation))?;
+    let mut mount = pod.spec("cat /etc/conf");
+    let file = bed.configuration_file();
+    let bind = json!({"destination": "/etc/conf", "type": "bind", "source": file, "options": ["rbind", "ro"]});
+    mount["mounts"].as_array_mut().context("mounts")?.push(bind);
+    for (name, spec, rule) in [("args", pod.spec("cat /etc/passwd"), "allow.args"), ("mount", mount, "allow.mounts")] {
+        let refused = pod.run(name, &spec)?;
+        ensure!(!refused.status.success() && refused.stdout.is_empty(), "it ran: {refused:?}");
+        ensure!(refused.stderr.contains("denied by policy") && refused.stderr.contains(rule), "{refused:?}");
+        ensure!(refused.stderr.trim_end().lines().count() == 1, "not one line: {}", refused.stderr);
+        println!("  {name}: {}", refused.stderr.trim_end());
+    }
+    pod.end()
 }
 
 const TOOL: Duration = Duration::from_secs(120);

@@ -1,6 +1,6 @@
 //! `cloister broker`: the key broker, and its administrator.
 
-use crate::{input, logger, output};
+use crate::{endorsements::Endorsements, input, logger, output};
 use anyhow::{Context, Result, bail};
 use attestation::ResourceUri;
 use clap::Subcommand;
@@ -35,6 +35,8 @@ pub(crate) enum Broker {
         /// File of the administrator's key; made with a new key, for its owner alone, if missing
         #[arg(long, value_name = "FILE")]
         admin_key: PathBuf,
+        #[command(flatten)]
+        endorsements: Endorsements,
         /// Accept evidence without a TEE (type `sample`), which proves nothing
         #[arg(long)]
         development: bool,
@@ -95,10 +97,15 @@ impl Access {
 
 pub(crate) fn run(command: &Broker) -> Result<()> {
     match command {
-        Broker::Serve { listen, store, admin_key, development } => {
+        Broker::Serve { listen, store, admin_key, endorsements, development } => {
             logger::install();
             let admin = AdminToken::load_or_create(admin_key)?;
-            let config = BrokerConfig { development: *development, admin: Some(admin), ..BrokerConfig::new(store) };
+            let config = BrokerConfig {
+                development: *development,
+                verifiers: endorsements.verifiers()?,
+                admin: Some(admin),
+                ..BrokerConfig::new(store)
+            };
             input::block_on(serve(listen, config))
         }
         Broker::List { access, json } => {

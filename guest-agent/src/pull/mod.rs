@@ -5,6 +5,7 @@ mod access;
 mod error;
 mod keys;
 mod layers;
+mod pace;
 mod source;
 
 pub use access::Access;
@@ -83,7 +84,8 @@ impl Puller {
             reason: e.to_string(),
         };
         let reference: Reference = request.image_reference.parse().map_err(bad)?;
-        let source = Source::new(self.courier, self.access.registry(request.plain_http_registries.clone()).await?, reference);
+        let registry = self.access.registry(request.plain_http_registries.clone()).await?;
+        let source = Source::new(Arc::new(self.courier), registry, reference);
         let top = source.top(&request.image_digest_hint).await?;
         stages.end("resolve");
         let document = manifest::parse_document(&top.bytes, top.media_type.as_deref());

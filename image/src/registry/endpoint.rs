@@ -114,6 +114,14 @@ impl At {
         Ok(BlobAnswer { body: response.into_body(), skip })
     }
 
+    /// A blob of which nothing but the digest is known; nothing where the registry does not say its size.
+    pub(super) async fn blob_by_digest(&self, digest: Digest) -> Result<Option<(Descriptor, Body)>, RegistryError> {
+        let path = self.blob_path(&digest);
+        let response = self.request(&Ask::new(Method::GET, &path)).await?;
+        let length = header_text(response.headers(), header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+        Ok(length.map(|size| (Descriptor { digest, size, ..Descriptor::of("", &[]) }, response.into_body())))
+    }
+
     async fn get(&self, path: &str) -> Result<Response<Body>, RegistryError> {
         self.request(&Ask { accept: &manifest_types(), ..Ask::new(Method::GET, path) }).await
     }

@@ -126,6 +126,18 @@ impl Registry {
         .await
     }
 
+    /// A blob on its way of which nothing but the digest is known, with the size that the registry says; nothing where it says none. For
+    /// whoever passes blobs on.
+    pub async fn blob_by_digest(&self, reference: &Reference, digest: Digest) -> Result<Option<(u64, BlobReader)>, RegistryError> {
+        self.each(reference, |at| {
+            Box::pin(async move {
+                let found = at.blob_by_digest(digest).await?;
+                Ok(found.map(|(descriptor, body)| (descriptor.size, BlobReader::new(at, descriptor, body))))
+            })
+        })
+        .await
+    }
+
     /// Asks one place after the other until one has it.
     async fn each<'a, T>(&self, reference: &Reference, ask: impl Fn(At) -> Asking<'a, T> + Send) -> Result<T, RegistryError> {
         let endpoints = self.0.options.registries.endpoints(reference)?;

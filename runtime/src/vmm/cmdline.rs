@@ -1,6 +1,7 @@
 //! The guest's kernel command line: one place to tune, each word with its reason. In an enclave it is measured.
 
 use super::accelerator::Accelerator;
+use crate::tee::Machine;
 
 /// For every guest.
 const ALWAYS: &[&str] = &[
@@ -13,8 +14,7 @@ const ALWAYS: &[&str] = &[
     "reboot=t",
     // Self-tests of ciphers: seconds under emulation.
     "cryptomgr.notests",
-    // Buses and ports that are not there are not looked for.
-    "pci=off",
+    // Ports that are not there are not looked for.
     "i8042.noaux",
     "i8042.nokbd",
     "i8042.nopnp",
@@ -31,6 +31,10 @@ const ALWAYS: &[&str] = &[
 pub struct Cmdline<'a> {
     /// What executes the guest.
     pub accelerator: Accelerator,
+    /// The machine.
+    pub machine: Machine,
+    /// Whether the kernel may use the host's ACPI tables.
+    pub acpi: bool,
     /// The development stand-in of the launch measurement, in hexadecimal.
     pub measurement: Option<&'a str>,
     /// Of the configuration, for debugging.
@@ -41,7 +45,14 @@ impl Cmdline<'_> {
     /// The command line. `tsc_khz` is called where the guest has to be told the rate of its counter (see [`super::tsc`]).
     pub fn to_text(self, tsc_khz: impl FnOnce() -> u64) -> String {
         let mut text = ALWAYS.join(" ");
-        if self.accelerator == Accelerator::Tcg {
+        if self.machine == Machine::Microvm {
+            text += " pci=off";
+        }
+        if !self.acpi {
+            text += " acpi=off";
+        }
+        // A PC has timers to find the rate by, and its command line is measured: it has to be the same on each host and each day.
+        if self.accelerator == Accelerator::Tcg && self.machine == Machine::Microvm {
             // The emulated counters of all virtual CPUs are the host's one: there is nothing to compare.
             text += &format!(" tsc=reliable tsc_early_khz={}", tsc_khz());
         }
@@ -61,15 +72,28 @@ mod tests {
 
     #[test]
     fn the_measurement_and_the_configurations_words_are_in_it() {
-        let cmdline = Cmdline { accelerator: Accelerator::Kvm, measurement: Some("abcd"), extra: "debug" };
+        let cmdline =
+            Cmdline { accelerator: Accelerator::Kvm, machine: Machine::Microvm, acpi: true, measurement: Some("abcd"), extra: "debug" };
         let text = cmdline.to_text(|| unreachable!("KVM has a clock of its own"));
         assert!(text.starts_with("console=ttyS0 quiet panic=-1") && text.ends_with(" cloister.measurement=abcd debug"), "{text}");
     }
 
     #[test]
     fn an_emulated_guest_is_told_its_rate() {
-        let text = Cmdline { accelerator: Accelerator::Tcg, measurement: None, extra: "" }.to_text(|| 2_600_000);
-        assert!(text.ends_with(" tsc=reliable tsc_early_khz=2600000"), "{text}");
+        let cmdline = Cmdline { accelerator: Accelerator::Tcg, machine: Machine::Microvm, acpi: true, measurement: None, extra: "" };
+        let text = cmdline.to_text(|| 2_600_000);
+        assert!(text.ends_with(" pci=off tsc=reliable tsc_early_khz=2600000"), "{text}");
         assert!(!text.contains("cloister"), "{text}");
+    }
+
+    #[test]
+    fn a_measured_command_line_is_the_same_on_every_host() {
+        let of = |accelerator, acpi| {
+            let cmdline = Cmdline { accelerator, machine: Machine::Q35, acpi, measurement: None, extra: "" };
+            cmdline.to_text(|| unreachable!("it would change the measurement"))
+        };
+        assert_eq!(of(Accelerator::Kvm, true), of(Accelerator::Tcg, true));
+        assert!(!of(Accelerator::Kvm, true).contains("acpi") && !of(Accelerator::Kvm, true).contains("pci=off"));
+        assert!(of(Accelerator::Kvm, false).ends_with(" acpi=off"));
     }
 }

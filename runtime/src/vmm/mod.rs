@@ -8,12 +8,15 @@ pub mod pidfd;
 mod process;
 mod qemu;
 pub mod tsc;
+mod version;
 
 pub use cmdline::Cmdline;
 pub use launcher::Launcher;
 pub use process::{Process, SpawnError, VmExit};
 pub use qemu::Qemu;
+pub use version::{QemuVersion, QemuVersionError};
 
+use crate::tee::Platform;
 use accelerator::Accelerator;
 use std::{
     ffi::OsString,
@@ -27,7 +30,9 @@ use thiserror::Error;
 pub struct Launch {
     /// Names the process, for whoever looks at a list of them.
     pub sandbox_id: String,
-    /// Uncompressed kernel with a PVH entry.
+    /// What the enclave asks for.
+    pub platform: Platform,
+    /// An uncompressed kernel with a PVH entry for a machine without firmware, else an EFI program.
     pub kernel: PathBuf,
     /// Initramfs.
     pub initramfs: PathBuf,
@@ -41,10 +46,25 @@ pub struct Launch {
     pub accelerator: Accelerator,
     /// The scratch disk's file, if there is one.
     pub scratch: Option<PathBuf>,
+    /// Further disks.
+    pub disks: Vec<Disk>,
     /// Who serves the vsock device.
     pub vsock: VsockDevice,
     /// Network devices.
     pub taps: Vec<Tap>,
+}
+
+/// A disk of the host's that a guest is to have: a block device, or a raw file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// On the host.
+    pub path: PathBuf,
+    /// Whether it is a block device.
+    pub device: bool,
+    /// Not to be written to.
+    pub readonly: bool,
+    /// By which the guest finds it; letters and digits, at most 20.
+    pub serial: String,
 }
 
 /// Who serves the guest's vsock device.
@@ -89,6 +109,16 @@ pub enum MissingError {
     Vmm {
         /// What was looked for.
         program: PathBuf,
+    },
+    /// No helper of an enclave.
+    #[error("{program} not found: install the package {package}, or set {key} in the configuration")]
+    Helper {
+        /// The configuration's key.
+        key: &'static str,
+        /// What was looked for.
+        program: PathBuf,
+        /// Of Debian.
+        package: &'static str,
     },
     /// No kernel or initramfs.
     #[error("{key} {path}: not found: build the guest with `cloister guest build`, or set {key} in the configuration")]

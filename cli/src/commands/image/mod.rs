@@ -7,6 +7,7 @@ mod keygen;
 mod prepare;
 mod release;
 mod sign;
+mod unpack;
 mod verify;
 
 use anyhow::Result;
@@ -21,6 +22,7 @@ pub(crate) enum Image {
     Sign(sign::Args),
     Verify(verify::Args),
     Prepare(prepare::Args),
+    Unpack(unpack::Args),
 }
 
 pub(crate) fn run(command: &Image) -> Result<()> {
@@ -32,5 +34,6 @@ pub(crate) fn run(command: &Image) -> Result<()> {
         Image::Sign(args) => sign::run(args),
         Image::Verify(args) => verify::run(args),
         Image::Prepare(args) => prepare::run(args),
+        Image::Unpack(args) => unpack::run(args),
     }
 }
