@@ -78,7 +78,7 @@ fn a_drop_in_is_read_where_it_is_used() {
         .unwrap();
     // The folder is named as containerd sees it, from the root of its machine: here, that of the test.
     let output = Command::new(place::ours("cloister").unwrap())
-        .args(["install", "--no-crio", "--containerd-version", "2.1", "--root", "/", "--bin"])
+        .args(["install", "--containerd", "--no-crio", "--containerd-version", "2.1", "--root", "/", "--bin"])
         .arg(node.0.join("bin"))
         .args(["--dry-run", "--json", "--containerd-config"])
         .arg(node.main())

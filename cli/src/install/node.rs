@@ -53,7 +53,9 @@ impl Request {
     }
 
     fn wants_containerd(&self) -> bool {
+        // A configuration file in another place that is there was named on purpose.
         self.wants(self.containerd, &["usr/bin/containerd", "usr/local/bin/containerd"], "etc/containerd")
+            || (self.containerd.is_none() && self.at(&self.containerd_config).is_file())
     }
 
     fn wants_crio(&self) -> bool {
@@ -65,7 +67,7 @@ impl Request {
 pub(crate) fn install(request: &Request) -> Result<Plan, InstallError> {
     let mut plan = Plan::default();
     let (containerd, crio) = (request.wants_containerd(), request.wants_crio());
-    if !containerd && !crio && request.containerd.is_none() && request.crio.is_none() {
+    if !containerd && !crio && (request.containerd.is_none() || request.crio.is_none()) {
         return Err(InstallError::NoRuntime(request.root.clone()));
     }
     if let Some(from) = &request.from {
