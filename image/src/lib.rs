@@ -13,7 +13,7 @@
 //!
 //! ```ignore
 //! let reference: Reference = "127.0.0.1:5000/demo:1".parse()?;
-//! let registry = Registry::new(http_client, plain_http /* Vec<String> of host[:port] */, None /* Option<Credentials> */);
+//! let registry = Registry::new(http_client, registry::Options { plain_http, credentials, registries, ..Default::default() });
 //!
 //! // By tag or digest; the answer's bytes already match the digest where the reference has one.
 //! let fetched = registry.manifest(&reference).await?;              // Fetched { bytes, media_type: Option<String>, digest }
@@ -25,17 +25,15 @@
 //!         manifest::parse_manifest(&bytes, Some(&descriptor.media_type))?
 //!     }
 //! };
+//! // Is it signed as the owner wants? Asked each time, whatever is cached.
+//! signature::check(&policy, &subject, &RegistryRepository { registry: &registry, reference: &reference }, &keys).await?;
 //! let config = ImageConfig::parse(&registry.blob_bytes(&reference, &manifest.config).await?)?;
-//! let plans = plan::plan_layers(&manifest, &config)?;              // Vec<LayerPlan>, lowest first
+//! let plans = plan::plan_layers(&manifest, &config, Mixed::Refused)?; // Vec<LayerPlan>, lowest first
 //!
 //! for plan in &plans {
 //!     let key: Option<LayerKey> = match &plan.envelope {
 //!         None => None,
-//!         Some(envelope) => {
-//!             let packet = envelope.packets().first()              // never empty
-//!             let kek = Kek::from_bytes(&broker.resource(&packet.key_id().parse()?).await?)?;
-//!             Some(envelope.open(packet, &kek)?)
-//!         }
+//!         Some(envelope) => Some(key_ring.open(envelope)?),        // with the broker's keys and private ones
 //!     };
 //!     let reader = registry.blob(&reference, &plan.descriptor).await?; // any AsyncRead: the courier's stream will do
 //!     let file: std::fs::File = spool::spool(reader, plan, key.as_ref(), scratch_file).await?; // rewound

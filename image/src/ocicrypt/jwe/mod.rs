@@ -83,7 +83,13 @@ impl Jwe {
             return Err(malformed(JWE, format!("content encryption {}, want {ENCRYPTION}", shared.get("enc").unwrap_or(&Value::Null))));
         }
         let recipients = match (json.recipients, json.encrypted_key) {
-            (Some(recipients), None) if json.header.is_none() => recipients,
+            // go-jose, which ocicrypt writes with, repeats the first recipient's key on top.
+            (Some(recipients), again)
+                if json.header.is_none()
+                    && again.as_ref().is_none_or(|key| recipients.first().is_some_and(|one| one.encrypted_key.as_ref() == Some(key))) =>
+            {
+                recipients
+            }
             (None, encrypted_key) => vec![RecipientJson { header: json.header, encrypted_key }],
             _ => return Err(malformed(JWE, "has recipients in two places")),
         };
