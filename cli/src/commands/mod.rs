@@ -10,3 +10,4 @@ pub(crate) mod initdata;
 pub(crate) mod install;
 pub(crate) mod man;
 pub(crate) mod snapshotter;
+pub(crate) mod verify;
