@@ -11,12 +11,13 @@ use attestation::{
         TdxVerifier,
         collateral::{CollateralStore, INTEL_SERVICE},
     },
+    tpm::TpmVerifier,
 };
 use std::{path::PathBuf, sync::Arc};
 use transport::{HttpClient, TcpDialer};
 
 /// Options of every command that verifies evidence.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Endorsements {
     /// Directory with certificates of chips and collateral of platforms; what is fetched is kept there
     #[arg(long, value_name = "DIR")]
@@ -52,7 +53,7 @@ fn service<'a>(given: Option<&'a str>, maker: &'a str, default: Service) -> Opti
 impl Endorsements {
     /// A verifier for each kind of hardware that is known.
     pub(crate) fn verifiers(&self) -> Result<Vec<Box<dyn Verifier>>> {
-        Ok(vec![Box::new(self.snp(Service::Maker)?), Box::new(self.tdx(Service::Maker)?)])
+        Ok(vec![Box::new(self.snp(Service::Maker)?), Box::new(self.tdx(Service::Maker)?), Box::new(TpmVerifier)])
     }
 
     /// A verifier of SNP reports.

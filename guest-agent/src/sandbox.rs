@@ -1,20 +1,21 @@
 //! The one sandbox of this machine: made once, by CreateSandbox, and then never changed.
 
 use crate::{
-    attester,
+    attester::{self, BindError},
     boot::{clock, modules::Modules},
     containers::ContainerError,
     network::{self, NetworkError},
-    pull::{PulledImage, Puller},
+    pull::{Access, PulledImage, Puller},
     scratch::{Scratch, ScratchError},
     stages::Stages,
+    sysctl::{self, SysctlError},
     vsock::Courier,
 };
-use attestation::{BrokerClient, ClientError};
+use attestation::{Attester, BrokerClient, ClientError};
 use log::{info, warn};
-use policy::{Initdata, InitdataDigest, InitdataError, Policy, PolicyError};
+use policy::{ImageSettings, Initdata, InitdataError, Policy, PolicyError};
 use protocol::api;
-use std::sync::Arc;
+use std::{fmt::Write, sync::Arc};
 use thiserror::Error;
 use tokio::{sync::OnceCell, task::spawn_blocking};
 use transport::{HttpClient, HttpError};
@@ -25,6 +26,9 @@ pub enum SandboxError {
     /// The owner's configuration.
     #[error(transparent)]
     Initdata(#[from] InitdataError),
+    /// Its measurement.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The policy in it.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -37,6 +41,9 @@ pub enum SandboxError {
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The pod's kernel parameters.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
     /// A task ended without its result.
     #[error("sandbox: {0}")]
     Aborted(String),
@@ -73,6 +80,7 @@ pub struct Machine {
 /// The sandbox.
 pub struct Sandbox {
     hostname: String,
+    resolv_conf: String,
     policy: Policy,
     machine: Machine,
     puller: Puller,
@@ -86,7 +94,12 @@ impl Sandbox {
             [] => None,
             packed => Some(Initdata::parse_gzip(packed)?),
         };
+        let digest = initdata.as_ref().map(|(_, digest)| digest.bytes().to_vec());
+        // Before anything else: from here on the evidence says under which initdata this machine runs.
+        let attester = spawn_blocking(move || attester::bind(digest.as_deref())).await;
+        let attester = attester.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
+        let settings = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         if let Err(e) = clock::set_forward(request.host_time) {
             warn!("clock: {e}");
         }
@@ -94,11 +107,15 @@ impl Sandbox {
         // HOST_NAME_MAX, limits.h; an id may be longer.
         let hostname: String = hostname.chars().take(64).collect();
         nix::unistd::sethostname(&hostname).map_err(SandboxError::Hostname)?;
-        let (modules, interfaces, routes) = (machine.modules.clone(), request.interfaces.clone(), request.routes.clone());
-        let network = spawn_blocking(move || network::set_up(&modules, &interfaces, &routes)).await;
-        network.map_err(|e| SandboxError::Aborted(e.to_string()))??;
+        let (modules, pod, open) = (machine.modules.clone(), request.clone(), policy.is_open());
+        let set_up = spawn_blocking(move || -> Result<(), SandboxError> {
+            network::set_up(&modules, &pod)?;
+            // Some are an interface's.
+            Ok(sysctl::apply(&pod.sysctls.into_iter().collect(), open)?)
+        });
+        set_up.await.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let broker = match &initdata {
-            Some((initdata, digest)) => broker(initdata, digest)?,
+            Some((initdata, _)) => broker(initdata, attester)?,
             None => None,
         };
         if let Some(broker) = broker.clone() {
@@ -111,12 +128,18 @@ impl Sandbox {
         }
         let digest = initdata.map(|(_, digest)| digest.to_string()).unwrap_or_default();
         info!(sandbox = request.sandbox_id, initdata = digest, broker = broker.is_some(); "sandbox created");
-        Ok((Self { hostname, policy, machine, puller: Puller::new(Courier, broker)? }, digest))
+        let (resolv_conf, access) = (resolv_conf(&request.dns), Access::new(settings, broker));
+        Ok((Self { hostname, resolv_conf, policy, machine, puller: Puller::new(Courier, access) }, digest))
     }
 
     /// The name that containers see as theirs.
     pub fn hostname(&self) -> &str {
         &self.hostname
+    }
+
+    /// Where the pod's names are looked up, as text of resolv.conf(5); empty where nobody says.
+    pub fn resolv_conf(&self) -> &str {
+        &self.resolv_conf
     }
 
     /// What the host may ask for.
@@ -136,7 +159,7 @@ impl Sandbox {
 
     /// Fetches, verifies and unpacks the image of a request, if the policy lets it run.
     pub async fn pull(&self, request: &api::CreateContainerRequest, stages: &mut Stages) -> Result<PulledImage, ContainerError> {
-        let resolved = self.puller.resolve(request, stages).await?;
+        let resolved = self.puller.resolve(request, &self.policy, stages).await?;
         resolved.admit(&self.policy)?;
         let scratch = self.scratch().await?;
         stages.end("scratch");
@@ -144,10 +167,40 @@ impl Sandbox {
     }
 }
 
+/// The file of these servers. Their bounds keep each word on its line.
+fn resolv_conf(dns: &api::Dns) -> String {
+    let mut text = String::new();
+    for server in &dns.servers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    for (keyword, words) in [("search", &dns.searches), ("options", &dns.options)] {
+        if !words.is_empty() {
+            let _ = writeln!(text, "{keyword} {}", words.join(" "));
+        }
+    }
+    text
+}
+
 /// A client of the broker that the initdata names.
-fn broker(initdata: &Initdata, digest: &InitdataDigest) -> Result<Option<Arc<BrokerClient>>, SandboxError> {
+fn broker(initdata: &Initdata, attester: Arc<dyn Attester>) -> Result<Option<Arc<BrokerClient>>, SandboxError> {
     let Some(address) = initdata.broker()? else { return Ok(None) };
     let http = HttpClient::new(Arc::new(Courier), address.cert.as_deref())?;
-    let attester = attester::of_this_machine(digest.bytes());
     Ok(Some(Arc::new(BrokerClient::new(http, &address.url, attester, Some(initdata.toml().to_owned()))?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_is_written_line_by_line() {
+        assert_eq!(resolv_conf(&api::Dns::new()), "");
+        let dns = api::Dns {
+            servers: vec!["10.0.0.10".into(), "fd00::10".into()],
+            searches: vec!["a.b".into(), "c".into()],
+            options: vec!["ndots:5".into()],
+            ..Default::default()
+        };
+        assert_eq!(resolv_conf(&dns), "nameserver 10.0.0.10\nnameserver fd00::10\nsearch a.b c\noptions ndots:5\n");
+    }
 }

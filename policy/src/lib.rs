@@ -2,9 +2,11 @@
 //! says what the host may ask of the agent.
 //!
 //! - [`initdata`]: parse, digest and pack initdata 0.1.0.
+//! - [`image_settings`]: how images are got and judged: signatures, credentials, mirrors, proxies, keys.
 //! - [`workload`]: the typed policy and its decisions, each refusal one line.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod image_settings;
 pub mod initdata;
 pub mod workload;
 
@@ -14,5 +16,6 @@ mod rules;
 
 pub use allow::Allow;
 pub use digest::{Algorithm, DigestError, InitdataDigest};
+pub use image_settings::{ImageSettings, ProxySettings, Text};
 pub use initdata::{BrokerAddress, Initdata, InitdataError};
 pub use workload::{Denial, Overrides, Policy, PolicyError, Stdio};

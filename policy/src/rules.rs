@@ -18,6 +18,9 @@ pub(crate) struct ImageRule {
     pub(crate) digest: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) repository: Option<String>,
+    /// Some of its layers may be plain while others are encrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) mixed: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,11 +32,16 @@ pub(crate) struct AllowRules {
     pub(crate) cwd: Allow<String>,
     pub(crate) capabilities: Allow<String>,
     pub(crate) mounts: Allow<String>,
+    pub(crate) devices: Allow<String>,
+    pub(crate) sysctls: Allow<String>,
+    pub(crate) privileged: bool,
     pub(crate) exec: Allow<Vec<String>>,
     pub(crate) signals: Allow<u32>,
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,
     pub(crate) output: bool,
+    pub(crate) share_processes: bool,
+    pub(crate) port_forward: Allow<u16>,
 }
 
 impl Default for AllowRules {
@@ -45,12 +53,17 @@ impl Default for AllowRules {
             cwd: Allow::default(),
             capabilities: Allow::default(),
             mounts: Allow::default(),
+            devices: Allow::default(),
+            sysctls: Allow::default(),
+            privileged: false,
             exec: Allow::default(),
             signals: Allow::default(),
             terminal: false,
             stdin: false,
             // Output is what the workload itself chose to print; a job whose result cannot be seen is rarely what is wanted.
             output: true,
+            share_processes: false,
+            port_forward: Allow::default(),
         }
     }
 }
@@ -81,8 +94,11 @@ impl Rules {
             ("allow.cwd", self.allow.cwd.length()),
             ("allow.capabilities", self.allow.capabilities.length()),
             ("allow.mounts", self.allow.mounts.length()),
+            ("allow.devices", self.allow.devices.length()),
+            ("allow.sysctls", self.allow.sysctls.length()),
             ("allow.exec", self.allow.exec.length()),
             ("allow.signals", self.allow.signals.length()),
+            ("allow.port_forward", self.allow.port_forward.length()),
         ];
         if let Some((key, _)) = lengths.iter().find(|(_, length)| length.is_some_and(|n| n > MAX_ENTRIES)) {
             return Err(PolicyError(format!("{key}: more than {MAX_ENTRIES} entries")));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::command;
+use crate::configuration::Initdata;
 use crate::daemon::Daemon;
 use crate::oci::Layout;
 use crate::place;
@@ -31,6 +32,8 @@ pub struct Release<'a> {
     pub key: &'a str,
     /// The file of initdata whose digest the evidence has to carry.
     pub initdata: &'a Path,
+    /// The TEE, as rules name it.
+    pub tee: &'a str,
     /// The launch measurement, in hexadecimal; None for that of `make guest`.
     pub launch_measurement: Option<&'a str>,
 }
@@ -81,8 +84,22 @@ impl Broker {
         command.args(["image", "encrypt"]);
         command.args([from, to].map(|layout| format!("oci:{}:{tag}", layout.directory.display())));
         command.args(["--broker", &self.url(), "--key", release.key, "--launch-measurement", &measurement]);
-        command.arg("--admin-key").arg(&self.admin_key).arg("--init-data").arg(release.initdata);
+        command.args(["--tee", release.tee]).arg("--admin-key").arg(&self.admin_key).arg("--init-data").arg(release.initdata);
         Ok(command)
+    }
+
+    /// Stores a secret, to be released to the working guest with this initdata.
+    pub fn put(&self, key: &str, secret: &Path, initdata: &Initdata) -> Result<()> {
+        let guest: serde_json::Value = serde_json::from_slice(&std::fs::read(place::guest()?.join("guest.json"))?)?;
+        let measurement = guest["measurement"].as_str().context("guest.json has no measurement")?;
+        let rule = secret.with_extension("rule");
+        let text = format!("tee = \"sample\"\nlaunch_measurement = \"{measurement}\"\ninit_data = \"sha256:{}\"\n", initdata.digest());
+        std::fs::write(&rule, text)?;
+        let mut command = Command::new(place::ours("cloister")?);
+        command.args(["broker", "put", key, "--broker", &self.url()]).arg("--admin-key").arg(&self.admin_key);
+        command.arg("--secret").arg(secret).arg("--rule").arg(&rule);
+        command::run(&mut command, ENCRYPT)?.succeeded()?;
+        Ok(())
     }
 
     /// Ends it.

@@ -61,7 +61,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("attestation", &["transport"]),
     ("guest-image", &[]),
     ("key-broker", &["attestation", "policy", "transport"]),
-    ("runtime", &["protocol", "transport"]),
+    ("runtime", &["protocol", "image", "transport"]),
     // `policy` for the initdata alone: it names the broker that the guest may be tunnelled to.
     ("containerd-shim-cloister-v2", &["runtime", "protocol", "policy", "transport"]),
     ("cloister-agent", &["protocol", "image", "attestation", "policy", "transport"]),

@@ -1,14 +1,20 @@
 //! An encrypted image runs where its owner's rule is met, and nowhere else; and what it holds is nowhere on the host.
 
-use std::process::ExitCode;
+#![allow(clippy::print_stdout, reason = "a test of many checks says where it is")]
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tests::bed::{Bed, POLICY, Setup};
 use tests::broker::Release;
 use tests::ctr::{BOOT, Run};
 use tests::oci::Image;
+use tests::pod::Pod;
 use tests::search::search;
-use tests::{place, runner, tests};
+use tests::{command, place, runner, tests};
 
 fn main() -> ExitCode {
     runner::main(
@@ -20,6 +26,8 @@ fn main() -> ExitCode {
             another_measurement_is_refused_the_key,
             no_initdata_no_key,
             the_policy_decides_on_exec_and_overrides,
+            skopeos_image_runs_signed_and_for_a_private_key_in_the_broker,
+            an_image_that_is_not_signed_as_the_owner_wants_is_refused,
         ],
     )
 }
@@ -68,7 +76,8 @@ fn another_measurement_is_refused_the_key(bed: &Bed) -> Result<()> {
     let layout = bed.layout(&Image::busybox("echo it ran")?, "measured")?;
     let file = bed.base().join("measured.initdata");
     std::fs::write(&file, &initdata.text)?;
-    let release = Release { key: "kbs:///tests/image/measured", initdata: &file, launch_measurement: Some(&"00".repeat(48)) };
+    let release =
+        Release { key: "kbs:///tests/image/measured", initdata: &file, tee: "sample", launch_measurement: Some(&"00".repeat(48)) };
     let reference = bed.provide(&bed.broker.encrypt(&layout, "1", &release)?, "measured")?;
     let (id, annotation) = (bed.id("measured"), initdata.annotation()?);
     bed.refused(
@@ -102,7 +111,72 @@ fn the_policy_decides_on_exec_and_overrides(bed: &Bed) -> Result<()> {
     ensure!(denied.stderr.contains("denied by policy") && denied.stderr.contains("allow.exec"), "{denied:?}");
     bed.nothing_of(&id)?;
 
-    let id = bed.id("args");
-    let run = Run { image: &reference, id: &id, args: &["/bin/cat", "/etc/passwd"], initdata: Some(&annotation), ..Run::default() };
-    bed.refused(&run, &["denied by policy", "allow.args"])
+    // In one VM: what the host may not run, and what it may not bring in.
+    let pod = Pod::start(bed, "denied", &reference, Some(&annotation))?;
+    let mut mount = pod.spec("cat /etc/conf");
+    let file = bed.configuration_file();
+    let bind = json!({"destination": "/etc/conf", "type": "bind", "source": file, "options": ["rbind", "ro"]});
+    mount["mounts"].as_array_mut().context("mounts")?.push(bind);
+    for (name, spec, rule) in [("args", pod.spec("cat /etc/passwd"), "allow.args"), ("mount", mount, "allow.mounts")] {
+        let refused = pod.run(name, &spec)?;
+        ensure!(!refused.status.success() && refused.stdout.is_empty(), "it ran: {refused:?}");
+        ensure!(refused.stderr.contains("denied by policy") && refused.stderr.contains(rule), "{refused:?}");
+        ensure!(refused.stderr.trim_end().lines().count() == 1, "not one line: {}", refused.stderr);
+        println!("  {name}: {}", refused.stderr.trim_end());
+    }
+    pod.end()
+}
+
+const TOOL: Duration = Duration::from_secs(120);
+
+fn tool(program: &Path, arguments: &[&str]) -> Result<()> {
+    command::run(Command::new(program).args(arguments), TOOL)?.succeeded()?;
+    Ok(())
+}
+
+/// containers' policy.json, inside the initdata: everything is to be signed with the key that the broker has.
+const SIGNED: &str = r#"image_security_policy = "{\"default\":[{\"type\":\"sigstoreSigned\",\"keyPath\":\"kbs:///tests/cosign/pub\"}]}""#;
+
+/// What others made: skopeo encrypts for an RSA key, which the owner keeps in the broker; the ciphertext is signed in cosign's formats.
+fn skopeos_image_runs_signed_and_for_a_private_key_in_the_broker(bed: &Bed) -> Result<()> {
+    let directory = bed.base().join("jwe");
+    std::fs::create_dir_all(&directory)?;
+    let path = |name: &str| directory.join(name).display().to_string();
+    let (openssl, skopeo, cloister) = (Path::new("openssl"), Path::new("skopeo"), place::ours("cloister")?);
+    tool(openssl, &["genrsa", "-out", &path("private.pem"), "2048"])?;
+    tool(openssl, &["rsa", "-in", &path("private.pem"), "-pubout", "-out", &path("public.pem")])?;
+    tool(&cloister, &["image", "keygen", &path("cosign")])?;
+
+    let plain = bed.layout(&Image::busybox("cat /srv/secret")?.with_file("srv/secret", "opened\n"), "jwe")?;
+    let sealed = tests::oci::Layout { directory: directory.join("sealed") };
+    let (from, to) = (format!("oci:{}:1", plain.directory.display()), format!("oci:{}:1", sealed.directory.display()));
+    let recipient = format!("jwe:{}", path("public.pem"));
+    tool(skopeo, &["--insecure-policy", "copy", "--quiet", "--encryption-key", &recipient, &from, &to])?;
+    let reference = bed.provide(&sealed, "jwe")?;
+    let registry = reference.split('/').next().unwrap_or_default();
+    let place = format!("docker://{reference}");
+    tool(&cloister, &["image", "sign", &place, "--key", &path("cosign.key"), "--plain-http", registry])?;
+    tool(&cloister, &["image", "verify", &place, "--key", &path("cosign.pub"), "--plain-http", registry])?;
+
+    let settings = format!("[image]\nimage_decryption_keys = [\"kbs:///tests/jwe/private\"]\n{SIGNED}\n");
+    let initdata = bed.initdata(POLICY).with_file("cdh.toml", &settings);
+    bed.broker.put("kbs:///tests/jwe/private", &directory.join("private.pem"), &initdata)?;
+    bed.broker.put("kbs:///tests/cosign/pub", &directory.join("cosign.pub"), &initdata)?;
+    let (id, annotation) = (bed.id("jwe"), initdata.annotation()?);
+    let finished = bed.ctr().run(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() })?;
+    ensure!(finished.text() == "opened\n", "{finished:?}");
+    bed.nothing_of(&id)
+}
+
+fn an_image_that_is_not_signed_as_the_owner_wants_is_refused(bed: &Bed) -> Result<()> {
+    let reference = bed.plain(&Image::busybox("echo it ran")?, "unsigned")?;
+    let initdata = bed.initdata(POLICY).with_file("cdh.toml", &format!("[image]\n{SIGNED}\n"));
+    let key = bed.base().join("unsigned");
+    tool(&place::ours("cloister")?, &["image", "keygen", &key.display().to_string()])?;
+    bed.broker.put("kbs:///tests/cosign/pub", &key.with_extension("pub"), &initdata)?;
+    let (id, annotation) = (bed.id("unsigned"), initdata.annotation()?);
+    bed.refused(
+        &Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() },
+        &["signature policy", "no signature", &reference],
+    )
 }

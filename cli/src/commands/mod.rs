@@ -9,5 +9,6 @@ pub(crate) mod image;
 pub(crate) mod initdata;
 pub(crate) mod install;
 pub(crate) mod man;
+pub(crate) mod measure;
 pub(crate) mod snapshotter;
 pub(crate) mod verify;

@@ -3,12 +3,13 @@
 
 use super::failure::Failure;
 use crate::sandbox::Sandbox;
-use policy::Stdio;
+use policy::{Denial, Stdio};
 use protocol::{
     api,
     bounds::{BoundError, Bounded},
 };
 use std::sync::Arc;
+use thiserror::Error;
 use tokio::sync::{Mutex, OnceCell};
 use ttrpc::Code;
 
@@ -42,6 +43,10 @@ impl Admitted for api::SignalProcessRequest {
 // Start, wait, delete: what was admitted when it was prepared. Resize, pause, resume, limits, lists and numbers: a host can stop the
 // whole machine and count its pages, so nothing is gained by refusing them.
 impl Admitted for api::StartProcessRequest {}
+// Each volume is asked about where it is known what the container can do without: in `containers::volumes`. What is read back was announced
+// so, and admitted, before.
+impl Admitted for api::PrepareVolumesRequest {}
+impl Admitted for api::ReadVolumeRequest {}
 impl Admitted for api::WaitProcessRequest {}
 impl Admitted for api::DeleteProcessRequest {}
 impl Admitted for api::ResizePtyRequest {}
@@ -52,6 +57,17 @@ impl Admitted for api::UpdateContainerRequest {}
 fn stdio(stdio: Option<&api::Stdio>) -> Stdio {
     let Some(stdio) = stdio else { return Stdio::default() };
     Stdio { stdin: stdio.stdin, output: stdio.stdout || stdio.stderr, terminal: stdio.terminal }
+}
+
+/// Why the host does not get a connection.
+#[derive(Debug, Error)]
+pub enum Denied {
+    /// The order of requests.
+    #[error("there is no sandbox yet; call CreateSandbox first")]
+    NoSandbox,
+    /// The owner's policy.
+    #[error(transparent)]
+    Policy(#[from] Denial),
 }
 
 /// The machine's door.
@@ -69,6 +85,12 @@ impl Gate {
         let sandbox = self.sandbox.get().ok_or_else(|| Failure::state("there is no sandbox yet; call CreateSandbox first"))?;
         request.ask(sandbox)?;
         Ok(sandbox.clone())
+    }
+
+    /// For a connection to a port of the pod's loopback.
+    pub fn admit_forward(&self, port: u16) -> Result<(), Denied> {
+        let sandbox = self.sandbox.get().ok_or(Denied::NoSandbox)?;
+        Ok(sandbox.policy().port_forward(port)?)
     }
 
     /// For requests that any state allows.
@@ -109,6 +131,11 @@ mod tests {
         assert_eq!(gate.admit(&bad).err().unwrap().code(), Code::INVALID_ARGUMENT);
         let good = api::ContainerRequest { container_id: "x".into(), ..Default::default() };
         assert_eq!(gate.admit(&good).err().unwrap().code(), Code::FAILED_PRECONDITION);
+    }
+
+    #[test]
+    fn nothing_is_forwarded_before_there_is_a_policy() {
+        assert!(matches!(Gate::default().admit_forward(80), Err(Denied::NoSandbox)));
     }
 
     #[tokio::test]

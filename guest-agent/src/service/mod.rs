@@ -12,7 +12,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use failure::Failure;
-use gate::Gate;
+pub use gate::Gate;
 use log::info;
 use protocol::{api, service::Agent};
 use std::{
@@ -26,15 +26,15 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// The service.
 pub struct Service {
-    gate: Gate,
+    gate: Arc<Gate>,
     machine: Machine,
     containers: Arc<Containers>,
 }
 
 impl Service {
     /// The service of this machine.
-    pub fn new(machine: Machine, containers: Arc<Containers>) -> Self {
-        Self { gate: Gate::default(), machine, containers }
+    pub fn new(gate: Arc<Gate>, machine: Machine, containers: Arc<Containers>) -> Self {
+        Self { gate, machine, containers }
     }
 
     async fn make_sandbox(&self, request: &api::CreateSandboxRequest) -> Result<api::CreateSandboxResponse, Failure> {
@@ -42,6 +42,21 @@ impl Service {
         let (sandbox, initdata_digest) = Sandbox::create(request, self.machine.clone()).await?;
         self.gate.open(sandbox);
         Ok(api::CreateSandboxResponse { initdata_digest, ..Default::default() })
+    }
+
+    async fn announce_volumes(&self, request: &api::PrepareVolumesRequest) -> Result<api::PrepareVolumesResponse, Failure> {
+        let sandbox = self.gate.admit(request)?;
+        if self.containers.get(&request.container_id).is_ok() {
+            return Err(Failure::state("the container exists; its volumes are announced before it"));
+        }
+        let wanted = self.containers.volumes().prepare(request, &sandbox).await?;
+        Ok(api::PrepareVolumesResponse { wanted, ..Default::default() })
+    }
+
+    fn volume_content(&self, request: &api::ReadVolumeRequest) -> Result<api::ReadVolumeResponse, Failure> {
+        self.gate.admit(request)?;
+        let content = self.containers.volumes().read_back(request)?;
+        Ok(api::ReadVolumeResponse { content, ..Default::default() })
     }
 
     async fn make_container(&self, request: &api::CreateContainerRequest) -> Result<api::CreateContainerResponse, Failure> {
@@ -110,7 +125,7 @@ impl Service {
         if !container.is_running() {
             return Err(Failure::state("the container is not running"));
         }
-        container.cgroup().freeze(frozen).map_err(crate::containers::ContainerError::from)?;
+        container.freeze(frozen)?;
         Ok(api::Empty::default())
     }
 
@@ -149,6 +164,14 @@ impl Service {
 impl Agent for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: api::CreateSandboxRequest) -> ttrpc::Result<api::CreateSandboxResponse> {
         Ok(Box::pin(self.make_sandbox(&request)).await?)
+    }
+
+    async fn prepare_volumes(&self, _: &TtrpcContext, request: api::PrepareVolumesRequest) -> ttrpc::Result<api::PrepareVolumesResponse> {
+        Ok(self.announce_volumes(&request).await?)
+    }
+
+    async fn read_volume(&self, _: &TtrpcContext, request: api::ReadVolumeRequest) -> ttrpc::Result<api::ReadVolumeResponse> {
+        Ok(self.volume_content(&request)?)
     }
 
     async fn create_container(

@@ -1,10 +1,16 @@
 //! The courier: answers what the guest asks of its host (`protocol::courier`), a request per vsock connection.
 //!
-//! Blobs come out of a [`BlobSource`] (containerd's content store); what is not there the guest fetches itself, through a tunnel.
+//! Blobs come out of containerd's content store, else out of the cache that all shims of the node share ([`cache`]), which downloads them
+//! once ([`upstream`]); what neither has the guest fetches itself, through a tunnel.
 //! Tunnels lead only to the registries of the sandbox's images and to the broker of its initdata: a container that speaks vsock
 //! by itself must not gain a way into the node's network.
 
+pub mod cache;
+pub mod upstream;
+
+use crate::config;
 use async_trait::async_trait;
+use cache::BlobCache;
 use protocol::{
     courier::Request,
     line::{self, LineError},
@@ -21,9 +27,12 @@ use tokio::{
     sync::Semaphore,
     time::timeout,
 };
+use upstream::Upstream;
 
 /// Most requests of one guest that are served side by side; more wait.
 const MAX_SIDE_BY_SIDE: usize = 64;
+/// Most images of one sandbox whose repositories are asked.
+const MAX_UPSTREAMS: usize = 64;
 /// Most authorities that one sandbox may reach.
 const MAX_ALLOWED: usize = 256;
 /// How long a guest may take for its request line.
@@ -33,17 +42,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// What is read at once from a blob or a tunnel. Small, because every stream holds one.
 const CHUNK: usize = 32 << 10;
 
+/// Size and bytes of a blob.
+pub type Blob = (u64, Box<dyn AsyncRead + Send + Unpin>);
+
 /// Where blobs come from.
 #[async_trait]
 pub trait BlobSource: Send + Sync {
-    /// Size and bytes of the blob `sha256:…`; `None` where it is unknown.
-    async fn open(&self, digest: &str) -> io::Result<Option<(u64, Box<dyn AsyncRead + Send + Unpin>)>>;
+    /// The blob `sha256:…`; `None` where it is unknown.
+    async fn open(&self, digest: &str) -> io::Result<Option<Blob>>;
 }
 
 /// What one sandbox may have of its host.
 pub struct Courier {
     sandbox: String,
     blobs: Mutex<Option<Arc<dyn BlobSource>>>,
+    cache: Option<Arc<BlobCache>>,
+    upstreams: Mutex<Vec<(String, Arc<Upstream>)>>,
+    plain_http: Vec<String>,
     allowed: Mutex<BTreeSet<String>>,
     places: Semaphore,
 }
@@ -55,16 +70,42 @@ impl std::fmt::Debug for Courier {
 }
 
 impl Courier {
-    /// A courier that as yet has no blobs and leads nowhere but to `allow`, the configuration's own list.
-    pub fn new(sandbox: &str, allow: &[String]) -> Self {
+    /// A courier that as yet has no blobs and leads nowhere but to the configuration's own list. Without its cache, guests download by
+    /// themselves: that it cannot be opened is a warning. Blocks.
+    pub fn new(sandbox: &str, config: &config::Courier) -> Self {
+        let open = || BlobCache::open(&config.cache_dir, config.cache_mib << 20);
+        let cache = match (config.cache_mib > 0).then(open) {
+            None => None,
+            Some(Ok(cache)) => Some(cache),
+            Some(Err(error)) => {
+                log::warn!(sandbox, path:% = config.cache_dir.display(); "no cache of blobs: {error}");
+                None
+            }
+        };
         let courier = Self {
             sandbox: sandbox.to_owned(),
             blobs: Mutex::default(),
+            cache,
+            upstreams: Mutex::default(),
+            plain_http: config.plain_http.clone(),
             allowed: Mutex::default(),
             places: Semaphore::new(MAX_SIDE_BY_SIDE),
         };
-        allow.iter().for_each(|authority| courier.allow(authority));
+        config.allow.iter().for_each(|authority| courier.allow(authority));
         courier
+    }
+
+    /// Has blobs that are not on the node come from the repository of `image` too.
+    pub fn add_image(&self, image: &str) {
+        let mut upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.cache.is_none() || upstreams.len() >= MAX_UPSTREAMS || upstreams.iter().any(|(name, _)| name == image) {
+            return;
+        }
+        match Upstream::new(image, &self.plain_http) {
+            Ok(upstream) => upstreams.push((image.to_owned(), Arc::new(upstream))),
+            // The guest says so, to whom it concerns.
+            Err(error) => log::debug!(sandbox = self.sandbox, image; "{error}"),
+        }
     }
 
     /// Lets the guest reach `authority` (`host:port`) from the node's network.
@@ -103,23 +144,40 @@ impl Courier {
     }
 
     async fn get<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S, digest: &str) -> Result<(), LineError> {
-        let source = self.blobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let found = match source {
-            Some(source) => source.open(digest).await,
-            None => Ok(None),
-        };
-        let (size, mut blob) = match found {
+        let (size, mut blob) = match self.find(digest).await {
             Ok(Some(found)) => found,
             Ok(None) => return line::refuse(stream, "not on this node").await,
             Err(error) => {
-                log::warn!(sandbox = self.sandbox, digest; "content store: {error}");
-                return line::refuse(stream, "the node's content store did not answer").await;
+                log::warn!(sandbox = self.sandbox, digest; "blob: {error}");
+                return line::refuse(stream, "the node could not look for it").await;
             }
         };
-        log::debug!(sandbox = self.sandbox, digest, size; "blob from the content store");
         line::write_line(stream, &format!("OK {size}")).await?;
         tokio::io::copy_buf(&mut tokio::io::BufReader::with_capacity(CHUNK, &mut blob), stream).await?;
         Ok(stream.shutdown().await?)
+    }
+
+    /// containerd first: what it has costs nothing. An error of one place is no reason not to look into the next.
+    async fn find(&self, digest: &str) -> io::Result<Option<Blob>> {
+        let source = self.blobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let in_store = match source {
+            Some(source) => source.open(digest).await,
+            None => Ok(None),
+        };
+        match in_store {
+            Ok(Some((size, blob))) => {
+                log::debug!(sandbox = self.sandbox, digest, size; "blob from the content store");
+                return Ok(Some((size, blob)));
+            }
+            Ok(None) => {}
+            Err(error) => log::warn!(sandbox = self.sandbox, digest; "content store: {error}"),
+        }
+        let Some(cache) = &self.cache else { return Ok(None) };
+        let found = cache.get(digest, self).await?;
+        if let Some((size, _)) = &found {
+            log::debug!(sandbox = self.sandbox, digest, size = *size; "blob from the node's cache");
+        }
+        Ok(found)
     }
 
     async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S, authority: &str) -> Result<(), LineError> {
@@ -140,6 +198,20 @@ impl Courier {
     }
 }
 
+/// The repositories of the sandbox's images; the one that came last is asked first, because it is its guest that asks.
+#[async_trait]
+impl BlobSource for Courier {
+    async fn open(&self, digest: &str) -> io::Result<Option<Blob>> {
+        let upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (_, upstream) in upstreams.iter().rev() {
+            if let Some(found) = upstream.open(digest).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -154,9 +226,13 @@ mod tests {
 
     #[async_trait]
     impl BlobSource for OneBlob {
-        async fn open(&self, digest: &str) -> io::Result<Option<(u64, Box<dyn AsyncRead + Send + Unpin>)>> {
+        async fn open(&self, digest: &str) -> io::Result<Option<Blob>> {
             Ok(digest.ends_with("00").then(|| (self.0.len() as u64, Box::new(self.0) as Box<dyn AsyncRead + Send + Unpin>)))
         }
+    }
+
+    fn leading_to(allow: &[String]) -> Courier {
+        Courier::new("s", &config::Courier { allow: allow.to_vec(), cache_mib: 0, ..Default::default() })
     }
 
     fn serve(courier: Courier) -> DuplexStream {
@@ -171,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_blob_comes_with_its_size() {
-        let courier = Courier::new("s", &[]);
+        let courier = leading_to(&[]);
         courier.set_blobs(Arc::new(OneBlob(b"ciphertext")));
         let mut guest = serve(courier);
         assert_eq!(digest("00").send(&mut guest).await.unwrap(), "10");
@@ -182,20 +258,20 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_there_is_said() {
-        let courier = Courier::new("s", &[]);
+        let courier = leading_to(&[]);
         courier.set_blobs(Arc::new(OneBlob(b"")));
         assert!(matches!(digest("01").send(&mut serve(courier)).await, Err(LineError::Refused(r)) if r == "not on this node"));
-        assert!(digest("00").send(&mut serve(Courier::new("s", &[]))).await.is_err());
+        assert!(digest("00").send(&mut serve(leading_to(&[]))).await.is_err());
     }
 
     #[tokio::test]
     async fn a_tunnel_leads_only_where_it_is_allowed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let refused = Request::Connect(address.clone()).send(&mut serve(Courier::new("s", &[]))).await.unwrap_err();
+        let refused = Request::Connect(address.clone()).send(&mut serve(leading_to(&[]))).await.unwrap_err();
         assert!(refused.to_string().contains("courier.allow"), "{refused}");
 
-        let mut guest = serve(Courier::new("s", std::slice::from_ref(&address)));
+        let mut guest = serve(leading_to(std::slice::from_ref(&address)));
         Request::Connect(address).send(&mut guest).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
         guest.write_all(b"ping").await.unwrap();
@@ -207,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_is_none_is_refused() {
-        let mut guest = serve(Courier::new("s", &[]));
+        let mut guest = serve(leading_to(&[]));
         line::write_line(&mut guest, "GET sha256:../../etc/shadow").await.unwrap();
         assert!(matches!(line::read_answer(&mut guest).await, Err(LineError::Refused(_))));
     }
