@@ -44,6 +44,7 @@ enum Command {
     /// Run the key broker, or work on one
     #[command(subcommand)]
     Broker(commands::broker::Broker),
+    Verify(commands::verify::Args),
     /// Serve containerd as a remote snapshotter that unpacks nothing on the host
     Snapshotter(commands::snapshotter::Args),
     /// Make and inspect initdata: the owner's configuration, whose digest is attested
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         Command::Measure(args) => commands::measure::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(command) => commands::image::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Broker(command) => commands::broker::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Verify(args) => commands::verify::run(&args),
         Command::Snapshotter(args) => commands::snapshotter::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Initdata(command) => commands::initdata::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Config(command) => commands::config::run(&command).map(|()| ExitCode::SUCCESS),

@@ -11,3 +11,4 @@ pub(crate) mod install;
 pub(crate) mod man;
 pub(crate) mod measure;
 pub(crate) mod snapshotter;
+pub(crate) mod verify;
