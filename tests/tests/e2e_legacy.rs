@@ -336,6 +336,6 @@ fn signals_and_sizes_arrive(bed: &Bed, pod: &Pod<'_>) -> Result<()> {
     bed.ctr().call(&["task", "kill", "--all", "--signal", "SIGTERM", &id])?.succeeded()?;
     ended(bed, &id)?;
     let deleted = bed.ctr().call(&["task", "rm", &id])?;
-    ensure!(deleted.stderr.contains("exit status 3") || deleted.text().contains('3'), "{deleted:?}");
+    ensure!(deleted.stderr.contains("exit code 3"), "{deleted:?}");
     bed.ctr().remove(&id)
 }
