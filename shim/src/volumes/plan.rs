@@ -135,8 +135,8 @@ fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
         return Ok(api::Volume { read_back: true, ..of(VolumeKind::COPY) });
     }
     let by_kubelet = component_after(&mount.source, |name| WRITTEN_BY_KUBELET.contains(&name)).is_some();
-    let may_be_copied = mount.is_readonly() || by_kubelet || (kind.is_file() && FILES.contains(&destination));
-    if !may_be_copied {
+    let each_its_own = kind.is_file() && FILES.contains(&destination);
+    if !(mount.is_readonly() || by_kubelet || each_its_own) {
         let rule = format!(
             "what a container writes cannot be shared with the host; mount it read-only (up to {} MiB and {MAX_ENTRIES} entries are \
              then copied in), or use an emptyDir",
