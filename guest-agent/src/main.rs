@@ -4,11 +4,13 @@
 //! - `boot`: from the kernel's hand-over to a machine in which containers can run, and its end.
 //! - `service`: the RPCs, and the gate through which each of them passes.
 //! - `sandbox`, `pull`, `scratch`, `network`: what CreateSandbox and CreateContainer need.
+//! - `secrets`, `workload_api`: what the owner's broker gives to containers.
 //! - `containers`: their life; `child`: the single-threaded re-execution that makes their processes.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attester;
 mod boot;
+mod caller;
 mod child;
 mod containers;
 mod logger;
@@ -17,11 +19,13 @@ mod pull;
 mod reaper;
 mod sandbox;
 mod scratch;
+mod secrets;
 mod service;
 mod stages;
 #[cfg(test)]
 mod test_support;
 mod vsock;
+mod workload_api;
 
 use anyhow::{Context, Result};
 use boot::{
@@ -31,7 +35,7 @@ use boot::{
 };
 use containers::{Containers, streams::Streams};
 use log::{info, warn};
-use protocol::{guest_port, service::create_agent};
+use protocol::guest_port;
 use reaper::Reaper;
 use sandbox::{Machine, ScratchCell};
 use service::Service;
@@ -93,7 +97,7 @@ async fn serve(modules: Arc<Modules>) -> Result<Never> {
     let containers = Arc::new(Containers::new(reaper, streams.clone()));
     let rpc = vsock::listen(guest_port::RPC).context("RPC port")?;
     tokio::spawn(streams.serve(vsock::listen(guest_port::STREAM).context("stream port")?));
-    let service = create_agent(Arc::new(Service::new(machine.clone(), containers)));
+    let service = Service::guarded(machine.clone(), containers);
     let mut server = Server::new().add_listener(Listener::new(vsock::incoming(rpc))).register_service(service);
     server.start().await.context("RPC service")?;
     // Only now: the host calls as soon as it has read this.

@@ -1,15 +1,18 @@
 //! The OCI bundle that the agent makes for libcontainer: everything in it is the agent's own choice.
 
-use crate::containers::{
-    cgroup::Cgroup,
-    derive::{Derived, default_capabilities},
-    host_spec::HostSpec,
+use crate::{
+    containers::{
+        cgroup::Cgroup,
+        derive::{Derived, capability_sets},
+        host_spec::{HostSpec, named_options},
+    },
+    secrets::Opened,
 };
 use oci_spec::{
     OciSpecError,
     runtime::{
-        Linux, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process, ProcessBuilder, Root, RootBuilder, Spec, User,
-        UserBuilder,
+        Linux, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder, Process, ProcessBuilder, Root, RootBuilder,
+        Spec, User, UserBuilder,
     },
 };
 use std::path::Path;
@@ -53,9 +56,11 @@ pub struct Bundle<'a> {
     pub host: &'a HostSpec,
     /// The process.
     pub process: &'a Derived,
+    /// What was sealed in its environment.
+    pub secrets: &'a Opened,
     /// The hostname inside.
     pub hostname: &'a str,
-    /// Whether the host may weaken what is hidden: only where nothing is protected from it anyway.
+    /// Whether the host may choose what no policy speaks of: only where nothing is protected from it anyway.
     pub open: bool,
 }
 
@@ -67,7 +72,7 @@ impl Bundle<'_> {
         let root: Root = RootBuilder::default().path(rootfs).readonly(self.host.readonly_root).build()?;
         spec.set_root(Some(root));
         spec.set_hostname(Some(self.hostname.to_owned()));
-        spec.set_process(Some(process(self.process, &self.host.process)?));
+        spec.set_process(Some(process(self.process, &self.host.process, self.secrets, self.open)?));
         spec.set_mounts(Some(self.mounts()?));
         spec.set_linux(Some(self.linux()?));
         spec.set_hooks(None);
@@ -82,8 +87,10 @@ impl Bundle<'_> {
             mounts.push(mount(destination, typ, source, options)?);
         }
         for (destination, options) in &self.host.tmpfs {
+            let mut chosen = if self.open { options.clone() } else { named_options(options) };
+            chosen.extend(options.iter().filter(|o| !self.open && o.starts_with("size=")).cloned());
             // Never a way to devices, whatever the host's options leave out.
-            let options = [options.clone(), vec!["nosuid".into(), "nodev".into()]].concat();
+            let options = [chosen, vec!["nosuid".into(), "nodev".into()]].concat();
             mounts.push(mount(destination, "tmpfs", "tmpfs", options)?);
         }
         Ok(mounts)
@@ -103,7 +110,7 @@ impl Bundle<'_> {
         linux.set_namespaces(Some(namespaces));
         linux.set_cgroups_path(Some(Cgroup::spec_path(self.name)));
         linux.set_resources(Some(self.host.resources.clone()));
-        linux.set_seccomp(self.host.seccomp.clone());
+        linux.set_seccomp(self.seccomp());
         linux.set_devices(None);
         linux.set_uid_mappings(None);
         linux.set_gid_mappings(None);
@@ -116,14 +123,19 @@ impl Bundle<'_> {
         Ok(linux)
     }
 
-    /// The host may add to what is hidden; it may take away only where the door is open.
+    /// The host's filter of system calls, where the door is open. Behind a closed one it would be a weapon: a filter that answers
+    /// "done" to setuid(2), or makes it fail, changes what a program is, and no policy could list it.
+    pub fn seccomp(&self) -> Option<LinuxSeccomp> {
+        self.host.seccomp.clone().filter(|_| self.open)
+    }
+
+    /// What is hidden is the host's choice where the door is open. Behind a closed one it could hide the file in which a program's own
+    /// rules stand.
     fn paths(&self, default: &[&str], wanted: Option<&Vec<String>>) -> Vec<String> {
-        if let (true, Some(wanted)) = (self.open, wanted) {
-            return wanted.clone();
+        match wanted {
+            Some(wanted) if self.open => wanted.clone(),
+            _ => default.iter().map(|p| (*p).to_owned()).collect(),
         }
-        let mut paths: Vec<String> = default.iter().map(|p| (*p).to_owned()).collect();
-        paths.extend(wanted.into_iter().flatten().filter(|p| !default.contains(&p.as_str())).cloned());
-        paths
     }
 }
 
@@ -131,12 +143,13 @@ fn mount(destination: &str, typ: &str, source: &str, options: Vec<String>) -> Re
     MountBuilder::default().destination(destination).typ(typ).source(source).options(options).build()
 }
 
-/// The OCI process of a derived one. `host` says what is not a matter of the image: capabilities, rlimits, the terminal.
-pub fn process(derived: &Derived, host: &Process) -> Result<Process, OciSpecError> {
+/// The OCI process of a derived one. `host` says what is not a matter of the image: rlimits, the terminal, and, where the door is `open`,
+/// the capability sets as they stand and the umask.
+pub fn process(derived: &Derived, host: &Process, secrets: &Opened, open: bool) -> Result<Process, OciSpecError> {
     let mut user: User =
         UserBuilder::default().uid(derived.ids.uid).gid(derived.ids.gid).additional_gids(derived.ids.groups.clone()).build()?;
-    user.set_umask(host.user().umask().filter(|mask| *mask <= 0o777));
-    let mut env = derived.env.clone();
+    user.set_umask(host.user().umask().filter(|mask| open && *mask <= 0o777));
+    let mut env = secrets.apply(&derived.env);
     if !env.iter().any(|e| e.starts_with("HOME=")) {
         env.push(format!("HOME={}", derived.home));
     }
@@ -146,13 +159,13 @@ pub fn process(derived: &Derived, host: &Process) -> Result<Process, OciSpecErro
         .args(derived.args.clone())
         .env(env)
         .cwd(&derived.cwd)
-        .capabilities(host.capabilities().clone().unwrap_or_else(default_capabilities))
+        .capabilities(host.capabilities().clone().filter(|_| open).unwrap_or_else(|| capability_sets(&derived.capabilities)))
         .rlimits(host.rlimits().clone().unwrap_or_default())
         .oom_score_adj(host.oom_score_adj().unwrap_or(0).clamp(MIN_OOM_SCORE, 1000))
         .build()?;
     process.set_console_size(host.console_size());
     // An unset and a false flag differ for libcontainer: they decide when the system call filter is installed.
-    process.set_no_new_privileges(host.no_new_privileges().filter(|set| *set));
+    process.set_no_new_privileges(Some(derived.no_new_privileges).filter(|set| *set));
     Ok(process)
 }
 
@@ -162,8 +175,11 @@ mod tests {
     use serde_json::json;
 
     fn spec(host: &HostSpec, open: bool) -> Spec {
-        let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), ..Derived::default() };
-        Bundle { name: "c1", host, process: &process, hostname: "pod", open }.spec(Path::new("/rootfs")).unwrap()
+        let capabilities = ["CAP_CHOWN".to_owned()].into();
+        let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), capabilities, ..Derived::default() };
+        Bundle { name: "c1", host, process: &process, secrets: &Opened::default(), hostname: "pod", open }
+            .spec(Path::new("/rootfs"))
+            .unwrap()
     }
 
     fn host(linux: serde_json::Value) -> HostSpec {
@@ -186,7 +202,7 @@ mod tests {
         let host = host(json!({"maskedPaths": ["/proc/mine"], "readonlyPaths": []}));
         let masked = |open| spec(&host, open).linux().as_ref().unwrap().masked_paths().clone().unwrap();
         assert_eq!(masked(true), ["/proc/mine"]);
-        assert!(masked(false).contains(&"/proc/kcore".to_owned()) && masked(false).contains(&"/proc/mine".to_owned()));
+        assert!(masked(false).contains(&"/proc/kcore".to_owned()) && !masked(false).contains(&"/proc/mine".to_owned()));
         let readonly = spec(&host, false).linux().as_ref().unwrap().readonly_paths().clone().unwrap();
         assert!(readonly.contains(&"/proc/sysrq-trigger".to_owned()));
     }
@@ -200,11 +216,16 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_without_capabilities_gets_the_default_ones() {
+    fn a_closed_door_makes_the_capability_sets_itself() {
         let mut host = host(json!({}));
         host.process.set_capabilities(None);
-        let spec = spec(&host, true);
-        let capabilities = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
-        assert_eq!(capabilities, default_capabilities());
+        let derived = capability_sets(&["CAP_CHOWN".to_owned()].into());
+        let sets = |spec: Spec| spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(sets(spec(&host, true)), derived);
+        let mut ambient = derived.clone();
+        ambient.set_ambient(Some([oci_spec::runtime::Capability::Chown].into()));
+        host.process.set_capabilities(Some(ambient.clone()));
+        assert_eq!(sets(spec(&host, true)), ambient);
+        assert_eq!(sets(spec(&host, false)), derived);
     }
 }

@@ -16,10 +16,12 @@ use super::{
 use crate::{
     boot::modules::Stage,
     child::{CreateJob, Job},
-    sandbox::Sandbox,
+    sandbox::{Place, Sandbox},
+    secrets::Opened,
     stages::Stages,
 };
 use log::info;
+use policy::Stdio;
 use protocol::api;
 use std::{
     fs,
@@ -97,7 +99,8 @@ impl Containers {
         let root = InRoot::open(&workspace.rootfs()).map_err(ContainerError::io("open root"))?;
         let accounts = read_accounts(&root)?;
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
-        sandbox.policy().overrides(&derived.overrides)?;
+        let place = Sandbox::admit(sandbox, &derived.wanted(image.identity.clone(), asked(&stdio)))?;
+        let secrets = Opened::of(&derived.env, sandbox.broker()).await?;
         complete_root(&root, &derived, sandbox.hostname())?;
         stages.end("rootfs");
 
@@ -105,9 +108,11 @@ impl Containers {
             name: &workspace.name,
             host: &host,
             process: &derived,
+            secrets: &secrets,
             hostname: sandbox.hostname(),
             open: sandbox.policy().is_open(),
         };
+        let seccomp = bundle.seccomp();
         let spec = bundle.spec(&workspace.rootfs()).map_err(|e| LaunchError::Failed(e.to_string()))?;
         spec.save(workspace.directory.join("config.json")).map_err(|e| LaunchError::Failed(e.to_string()))?;
         let terminal = host.process.terminal().unwrap_or(false);
@@ -138,7 +143,9 @@ impl Containers {
             writable: workspace.writable.clone(),
             derived,
             accounts,
-            seccomp: host.seccomp,
+            seccomp,
+            secrets,
+            place,
             cgroup: Cgroup::of(&workspace.name),
             init: process,
             init_pipes: Mutex::new(Some(pipes)),
@@ -146,10 +153,16 @@ impl Containers {
             turn: tokio::sync::Mutex::default(),
             root: Mutex::new(workspace.root.take()),
         });
-        info!(container = message.container_id, image = image.digest; "container created");
+        Place::watch(&container);
+        info!(container = message.container_id, image = image.identity.reference; "container created");
         reservation.made(container);
         Ok(())
     }
+}
+
+/// The streams as the policy is asked about them.
+pub fn asked(stdio: &api::Stdio) -> Stdio {
+    Stdio { stdin: stdio.stdin, output: stdio.stdout || stdio.stderr, terminal: stdio.terminal }
 }
 
 fn read_accounts(root: &InRoot) -> Result<Accounts, ContainerError> {

@@ -153,9 +153,14 @@ impl HostSpec {
         Ok(())
     }
 
-    /// Every capability in any set of the process.
-    pub fn capabilities(&self) -> BTreeSet<String> {
-        self.process.capabilities().as_ref().map(all_capabilities).unwrap_or_default()
+    /// The additional mounts as a policy spells them: the destination, and after a colon the options that change more than a size.
+    pub fn mount_names(&self) -> Vec<String> {
+        let name = |(destination, options): &(String, Vec<String>)| {
+            let mut named = named_options(options);
+            named.sort_unstable();
+            if named.is_empty() { destination.clone() } else { format!("{destination}:{}", named.join(",")) }
+        };
+        self.tmpfs.iter().map(name).collect()
     }
 }
 
@@ -244,6 +249,14 @@ fn path_text(name: &'static str, path: &Path) -> Result<String, SpecError> {
     }
     let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     Ok(format!("/{}", parts.join("/")))
+}
+
+/// The options of a tmpfs that a policy names. Its size is a limit like that of memory; the others that a host may set are the agent's
+/// choice behind a closed door.
+pub fn named_options(options: &[String]) -> Vec<String> {
+    let named =
+        |option: &&String| option.starts_with("mode=") || option.starts_with("nr_inodes=") || ["ro", "noexec"].contains(&option.as_str());
+    options.iter().filter(named).cloned().collect()
 }
 
 fn is_tmpfs_option(option: &str) -> bool {
@@ -368,6 +381,7 @@ mod tests {
     #[test]
     fn capabilities_have_their_prefix() {
         let host = parse(|spec| spec["process"]["capabilities"] = json!({"bounding": ["CAP_SYS_ADMIN"], "ambient": ["CAP_KILL"]})).unwrap();
-        assert_eq!(host.capabilities().into_iter().collect::<Vec<_>>(), ["CAP_KILL", "CAP_SYS_ADMIN"]);
+        let sets = host.process.capabilities().clone().unwrap();
+        assert_eq!(all_capabilities(&sets).into_iter().collect::<Vec<_>>(), ["CAP_KILL", "CAP_SYS_ADMIN"]);
     }
 }

@@ -16,10 +16,10 @@ pub mod streams;
 pub mod terminal;
 pub mod users;
 
-pub use create::CreateRequest;
+pub use create::{CreateRequest, asked};
 pub use error::ContainerError;
 
-use crate::reaper::Reaper;
+use crate::{reaper::Reaper, sandbox::Place, secrets::Opened};
 use cgroup::Cgroup;
 use derive::{Accounts, Derived};
 use launch::Pipes;
@@ -63,6 +63,10 @@ pub struct Container {
     derived: Derived,
     accounts: Accounts,
     seccomp: Option<LinuxSeccomp>,
+    /// What was sealed in its environment.
+    secrets: Opened,
+    /// Its place among the containers of the policy.
+    place: Place,
     cgroup: Cgroup,
     init: Process,
     init_pipes: Mutex<Option<Pipes>>,
@@ -103,6 +107,15 @@ impl Containers {
             Some(Entry::Creating) => Err(ContainerError::State(format!("container {id} is still being created"))),
             None => Err(ContainerError::NoContainer(id.to_owned())),
         }
+    }
+
+    /// All that are there.
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        let made = |entry: &Entry| match entry {
+            Entry::Made(container) => Some(container.clone()),
+            Entry::Creating => None,
+        };
+        self.table().values().filter_map(made).collect()
     }
 
     /// Takes an id and gives the container's internal name.
@@ -169,6 +182,7 @@ impl Containers {
         let gone = container.clone();
         let removed = tokio::task::spawn_blocking(move || gone.remove_files()).await;
         removed.map_err(|e| ContainerError::State(format!("delete container {id}: {e}")))?;
+        container.place.deleted();
         self.table().remove(id);
         info!(container = id; "container deleted");
         Ok(())
@@ -189,6 +203,10 @@ impl Container {
     pub async fn wait(&self, exec_id: &str) -> Result<(crate::reaper::Exit, bool), ContainerError> {
         let ended = if exec_id.is_empty() { self.init.wait().await } else { self.exec(exec_id)?.process.wait().await };
         let exit = ended.ok_or_else(|| ContainerError::State("the process was deleted before it ran".into()))?;
+        if exec_id.is_empty() {
+            // Before the host knows of it and asks for the next container.
+            self.place.ended(exit.status);
+        }
         Ok((exit, exec_id.is_empty() && self.cgroup.oom_kills() > 0))
     }
 
@@ -226,6 +244,11 @@ impl Container {
             execs.values().find(is).map(|exec| exec.id.clone()).unwrap_or_default()
         };
         Ok(self.cgroup.pids()?.into_iter().map(|pid| (pid, of_exec(pid))).collect())
+    }
+
+    /// Its place among the containers of the policy.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Its cgroup.

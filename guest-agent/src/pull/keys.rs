@@ -3,19 +3,23 @@
 use super::PullError;
 use crate::stages::Stages;
 use attestation::{BrokerClient, ResourceUri};
+use futures_util::{StreamExt, stream};
 use image::{
     ocicrypt::{Kek, LayerKey},
     plan::LayerPlan,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-/// A key for each plan, `None` for a layer that is not encrypted. One handshake and one request per key, however many layers it opens.
+/// Keys that are asked for at once.
+const AT_ONCE: usize = 8;
+
+/// A key for each plan, `None` for a layer that is not encrypted. One handshake, and one request for each key, however many layers it
+/// opens; different keys are asked for side by side, so that the last one is there soon after the first.
 pub async fn layer_keys(
     plans: &[LayerPlan],
     broker: Option<&BrokerClient>,
     stages: &mut Stages,
 ) -> Result<Vec<Option<LayerKey>>, PullError> {
-    let mut keks: HashMap<String, Kek> = HashMap::new();
     let mut keys = Vec::with_capacity(plans.len());
     let encrypted = plans.iter().any(|plan| plan.envelope.is_some());
     if let (true, Some(broker)) = (encrypted, broker) {
@@ -23,6 +27,13 @@ pub async fn layer_keys(
         let _ = broker.attest().await;
         stages.end("attest");
     }
+    let ids: BTreeSet<String> =
+        plans.iter().filter_map(|plan| Some(plan.envelope.as_ref()?.packets().first()?.key_id().to_owned())).collect();
+    let asked = stream::iter(ids).map(|id| async move {
+        let kek = fetch(&id, broker).await;
+        (id, kek)
+    });
+    let keks: HashMap<String, Result<Kek, String>> = asked.buffer_unordered(AT_ONCE).collect().await;
     for plan in plans {
         let Some(envelope) = &plan.envelope else {
             keys.push(None);
@@ -35,10 +46,7 @@ pub async fn layer_keys(
         };
         let id = packet.key_id().to_owned();
         let error = |reason: String| PullError::Key { layer: layer.clone(), key: id.clone(), reason };
-        if !keks.contains_key(&id) {
-            keks.insert(id.clone(), fetch(&id, broker).await.map_err(error)?);
-        }
-        let kek = keks.get(&id).ok_or_else(|| error("lost".into()))?;
+        let kek = keks.get(&id).ok_or_else(|| error("lost".into()))?.as_ref().map_err(|e| error(e.clone()))?;
         keys.push(Some(envelope.open(packet, kek).map_err(|e| error(e.to_string()))?));
     }
     if encrypted {
