@@ -296,6 +296,11 @@ impl Differences<'_> {
         for entry in asked.iter().filter(|entry| !rule.contains(entry) && !allowed(entry)) {
             self.add(format!("{what} {}", short(entry)), key, &format!("{:?}", short(entry)));
         }
+        for (index, entry) in asked.iter().enumerate() {
+            if asked[..index].contains(entry) {
+                self.add(format!("{what} {} twice", short(entry)), key, "it once");
+            }
+        }
         for entry in rule.iter().filter(|entry| !asked.contains(entry)) {
             self.add(format!("without {what} {}", short(entry)), key, "it no longer, if it is not needed,");
         }
