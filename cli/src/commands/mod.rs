@@ -9,4 +9,5 @@ pub(crate) mod image;
 pub(crate) mod initdata;
 pub(crate) mod install;
 pub(crate) mod man;
+pub(crate) mod policy;
 pub(crate) mod snapshotter;
