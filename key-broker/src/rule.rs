@@ -4,9 +4,10 @@
 //! tee = ["snp", "tdx"]                   # kind of hardware
 //! launch_measurement = ["5f3a…"]         # what was started: hex, as `cloister measure` prints it
 //! init_data = ["sha256:9c1e…"]           # under which configuration and policy: digest of the initdata
+//! valid_until = 2027-12-31               # optional, as is valid_from
 //! ```
 //!
-//! All three must be there and must match; within one, any entry will do. There is no entry that means "anything". A single value
+//! The first three must be there and must match; within one, any entry will do. There is no entry that means "anything". A single value
 //! may stand without the brackets.
 //!
 //! A kind of hardware has a table of its own for what else is wanted of it, [`attestation::snp::requirements`] for `[snp]`
@@ -19,6 +20,7 @@
 //! snp.min_tcb.milan = { snp = 23, microcode = 213 }
 //! ```
 
+use crate::validity::{self, Validity};
 use attestation::{
     Claims, Details, Tee,
     mismatch::{mismatch, shown},
@@ -49,6 +51,7 @@ pub struct Rule {
     init_data: Vec<InitdataDigest>,
     snp: snp::Requirements,
     tdx: tdx::Requirements,
+    validity: Validity,
 }
 
 /// `"x"` or `["x", "y"]`.
@@ -67,6 +70,10 @@ struct Document {
     init_data: OneOrMore,
     snp: Option<snp::Requirements>,
     tdx: Option<tdx::Requirements>,
+    #[serde(default)]
+    valid_from: Option<toml::value::Datetime>,
+    #[serde(default)]
+    valid_until: Option<toml::value::Datetime>,
 }
 
 /// The text of a rule with one entry each, for tools that write one.
@@ -122,7 +129,9 @@ impl Rule {
             }
         };
         let init_data = document.init_data.read("init_data", |digest| digest.parse().map_err(|e| format!("{e}")))?;
-        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data, snp, tdx })
+        let validity = validity::Written { valid_from: document.valid_from, valid_until: document.valid_until };
+        let validity = Validity::read(validity).map_err(RuleError)?;
+        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data, snp, tdx, validity })
     }
 
     /// The rule that releases to this TEE, this measurement (raw digest) and this initdata.
@@ -135,6 +144,11 @@ impl Rule {
     /// The text, as it was read.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether the rule counts `now` (seconds since 1970); else why not.
+    pub fn in_force(&self, now: u64) -> Result<(), String> {
+        self.validity.covers(now)
     }
 
     /// Whether the rule releases to a guest with these claims; else, on one line: which claim, what it is, what the rule wants, what
