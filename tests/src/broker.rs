@@ -1,5 +1,6 @@
 //! The key broker of this repository, started by `cloister broker serve`, and images encrypted for it.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -61,6 +62,16 @@ impl Broker {
     /// Its log.
     pub fn log(&self) -> &Path {
         self.daemon.log()
+    }
+
+    /// One of its counters, by its name without `cloister_broker_`.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let mut stream = std::net::TcpStream::connect(&self.authority)?;
+        stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.authority).as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("cloister_broker_{name} ")));
+        Ok(line.with_context(|| format!("the broker has no counter {name}"))?.parse()?)
     }
 
     /// Encrypts the image `tag` of `layout` into a new layout beside it, with its key in this broker.

@@ -66,7 +66,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("containerd-shim-cloister-v2", &["runtime", "protocol", "policy", "transport"]),
     ("cloister-agent", &["protocol", "image", "attestation", "policy", "transport"]),
     ("cloister", &["runtime", "image", "attestation", "policy", "key-broker", "guest-image", "transport"]),
-    ("tests", &[]),
+    ("tests", &["runtime", "protocol"]),
 ];
 
 fn metadata() -> Result<Value> {

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use tests::bed::{Bed, POLICY, Setup};
-use tests::broker::Release;
+use tests::broker::{Broker, Release};
+use tests::configuration::Initdata;
 use tests::ctr::{BOOT, Run};
 use tests::oci::Image;
 use tests::search::search;
@@ -24,17 +25,28 @@ fn main() -> ExitCode {
     )
 }
 
+/// Beside those of busybox and of the secret, so that there are ten.
+const LAYERS: [&str; 8] = ["srv/a", "srv/b", "srv/c", "srv/d", "srv/e", "srv/f", "srv/g", "srv/h"];
+
 fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Result<()> {
     let secret = format!("the model's weights {}", bed.id("w"));
     let image =
         Image::busybox("wc -c < /srv/secret; cp /srv/secret /tmp/copy 2>/dev/null || cat /srv/secret > /tmp/copy; echo ready; sleep 3600")?;
-    let image = image.with_file("srv/secret", secret.clone());
-    let initdata = bed.initdata(POLICY);
+    let mut image = image.with_file("srv/secret", secret.clone());
+    for path in LAYERS {
+        image = image.with_file(path, path);
+    }
+    // A broker of its own: what it counts is this container's.
+    let mut broker = Broker::start(bed.base(), "own")?;
+    let initdata = Initdata::new(&broker.url(), POLICY);
 
     // The search has to be able to fail: it finds the secret in the plain layout that the image is made of.
     let plain = bed.layout(&image, "secret")?;
     ensure!(search(&[&plain.directory], secret.as_bytes())?.files.len() == 1, "the search does not find the secret in the plain image");
-    let reference = bed.encrypted(&image, "secret", &initdata)?;
+    let file = bed.base().join("own.initdata");
+    std::fs::write(&file, &initdata.text)?;
+    let release = Release { key: "kbs:///tests/image/secret", initdata: &file, launch_measurement: None };
+    let reference = bed.provide(&broker.encrypt(&plain, "1", &release)?, "secret")?;
     std::fs::remove_dir_all(&plain.directory)?;
 
     let (id, annotation) = (bed.id("secret"), initdata.annotation()?);
@@ -47,6 +59,12 @@ fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Resul
     ensure!(found.files.is_empty(), "the secret is in {:?}", found.files);
     ensure!(found.searched > 20, "only {} files were searched", found.searched);
     ensure!(finished.text().starts_with(&format!("{}\n", secret.len())), "{finished:?}");
+
+    // Ten encrypted layers: one quote, and three round trips to the key that opens them all.
+    let counts = ["challenges_total", "handshakes_total", "resources_released_total", "requests_total"];
+    let counts = counts.iter().map(|name| broker.metric(name)).collect::<Result<Vec<_>>>()?;
+    ensure!(counts == [1, 1, 1, 3], "challenges, handshakes, releases, requests: {counts:?}");
+    broker.stop()?;
 
     let found = search(&[bed.base()], secret.as_bytes())?;
     ensure!(found.files.is_empty(), "afterwards, the secret is in {:?}", found.files);
