@@ -3,6 +3,7 @@
 
 TARGET  := target/x86_64-unknown-linux-gnu/release
 KERNEL  := build/deps/kernel
+FIRMWARE := build/deps/firmware/usr/share/ovmf/OVMF.fd build/deps/firmware-amdsev/usr/share/ovmf/OVMF.amdsev.fd
 GUEST   := build/guest
 PREFIX  := /usr/local
 comma   := ,
@@ -10,7 +11,7 @@ comma   := ,
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME$(comma)CARGO_HOME$(comma)RUST_BACKTRACE$(comma)RUST_TEST_THREADS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build guest demo test bench soak lint clean install
+.PHONY: help setup build guest demo nerdctl test bench soak lint clean install
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,16 +24,21 @@ build: setup ## Build every binary: shim, cloister, agent, tests' harness
 
 guest: build ## Build the guest image (kernel and initramfs) into build/guest
 	@mkdir -p $(GUEST)
-	$(TARGET)/cloister guest build --kernel $(KERNEL) --agent $(TARGET)/cloister-agent --out $(GUEST)
+	$(TARGET)/cloister guest build --kernel $(KERNEL) --agent $(TARGET)/cloister-agent \
+		$(addprefix --firmware ,$(FIRMWARE)) --out $(GUEST)
 
 demo: guest ## The main job, told step by step: an encrypted image runs in an attested VM
 	@$(AS_ROOT) $(TARGET)/demo
 
-test: guest ## All tests: unit, end to end, dependencies; ends with a count
+test: guest nerdctl ## All tests: unit, end to end, dependencies; ends with a count
 	@AS_ROOT="$(AS_ROOT)" scripts/run-tests
 
-bench: guest ## Measure start-up, memory and sizes; table and JSON in build/bench
+nerdctl: setup ## Build nerdctl below build/deps, for its tests (once)
+	@scripts/setup-nerdctl
+
+bench: guest ## Measure start-up, memory and sizes (table and JSON in build/bench), and the image path
 	@$(AS_ROOT) $(TARGET)/bench
+	$(if $(AS_ROOT),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)") cargo bench --locked --workspace --bench pipeline
 
 soak: guest ## 200 sandboxes in sequence, many side by side, 500 execs: does anything grow? (half an hour)
 	@$(AS_ROOT) $(TARGET)/soak

@@ -11,6 +11,7 @@ use attestation::{
         TdxVerifier,
         collateral::{CollateralStore, INTEL_SERVICE},
     },
+    tpm::TpmVerifier,
 };
 use std::{path::PathBuf, sync::Arc};
 use transport::{HttpClient, TcpDialer};
@@ -33,7 +34,7 @@ pub(crate) struct Endorsements {
 impl Endorsements {
     /// A verifier for each kind of hardware that is known.
     pub(crate) fn verifiers(&self) -> Result<Vec<Box<dyn Verifier>>> {
-        Ok(vec![Box::new(self.snp()?), Box::new(self.tdx()?)])
+        Ok(vec![Box::new(self.snp()?), Box::new(self.tdx()?), Box::new(TpmVerifier)])
     }
 
     fn snp(&self) -> Result<SnpVerifier> {

@@ -5,11 +5,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod commands;
+mod containerd_image;
 mod endorsements;
 mod input;
 mod install;
 mod logger;
 mod output;
+mod places;
 mod snapshotter;
 
 use clap::{Parser, Subcommand};
@@ -34,9 +36,11 @@ enum Command {
     /// Build or inspect the guest image: kernel and initramfs
     #[command(subcommand)]
     Guest(commands::guest::Guest),
+    /// Print what the configured guest will attest, without launching it
+    Measure(commands::measure::Args),
     /// Encrypt or inspect container images, or announce them to containerd
     #[command(subcommand)]
-    Image(commands::image::Image),
+    Image(Box<commands::image::Image>),
     /// Run the key broker, or work on one
     #[command(subcommand)]
     Broker(commands::broker::Broker),
@@ -45,9 +49,6 @@ enum Command {
     /// Make and inspect initdata: the owner's configuration, whose digest is attested
     #[command(subcommand)]
     Initdata(commands::initdata::Initdata),
-    /// Write, explain, compare and check policies: what the host may ask of a guest
-    #[command(subcommand)]
-    Policy(commands::policy::Command),
     /// Check the node's configuration
     #[command(subcommand)]
     Config(commands::config::Config),
@@ -63,11 +64,11 @@ fn main() -> ExitCode {
         Command::Install(args) => commands::install::install(&args).map(|()| ExitCode::SUCCESS),
         Command::Uninstall(args) => commands::install::uninstall(&args).map(|()| ExitCode::SUCCESS),
         Command::Guest(command) => commands::guest::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Measure(args) => commands::measure::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(command) => commands::image::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Broker(command) => commands::broker::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Snapshotter(args) => commands::snapshotter::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Initdata(command) => commands::initdata::run(&command).map(|()| ExitCode::SUCCESS),
-        Command::Policy(command) => commands::policy::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Config(command) => commands::config::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Completion(args) => commands::completion::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Man(args) => commands::man::run(&args).map(|()| ExitCode::SUCCESS),

@@ -5,6 +5,7 @@
 //! - `service`: the RPCs, and the gate through which each of them passes.
 //! - `sandbox`, `pull`, `scratch`, `network`: what CreateSandbox and CreateContainer need.
 //! - `secrets`, `workload_api`: what the owner's broker gives to containers.
+//! - `forward`: the host's way to ports of the pod.
 //! - `containers`: their life; `child`: the single-threaded re-execution that makes their processes.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -13,6 +14,7 @@ mod boot;
 mod caller;
 mod child;
 mod containers;
+mod forward;
 mod logger;
 mod network;
 mod pull;
@@ -22,6 +24,7 @@ mod scratch;
 mod secrets;
 mod service;
 mod stages;
+mod sysctl;
 #[cfg(test)]
 mod test_support;
 mod vsock;
@@ -33,12 +36,12 @@ use boot::{
     modules::{Modules, Stage},
     power,
 };
-use containers::{Containers, streams::Streams};
+use containers::{Containers, streams::Streams, volumes::Volumes};
 use log::{info, warn};
 use protocol::guest_port;
 use reaper::Reaper;
 use sandbox::{Machine, ScratchCell};
-use service::Service;
+use service::{Gate, Service};
 use std::{fs, process::ExitCode, sync::Arc};
 use tokio::{runtime, task::spawn_blocking};
 use ttrpc::asynchronous::{Server, transport::Listener};
@@ -94,10 +97,14 @@ async fn serve(modules: Arc<Modules>) -> Result<Never> {
     tokio::spawn(reaper.clone().run(Reaper::signals().context("SIGCHLD")?));
     let machine = Machine { modules, scratch: Arc::new(ScratchCell::default()) };
     let streams = Arc::new(Streams::default());
-    let containers = Arc::new(Containers::new(reaper, streams.clone()));
+    let volumes = Arc::new(Volumes::default());
+    let containers = Arc::new(Containers::new(reaper, streams.clone(), volumes.clone()));
     let rpc = vsock::listen(guest_port::RPC).context("RPC port")?;
     tokio::spawn(streams.serve(vsock::listen(guest_port::STREAM).context("stream port")?));
-    let service = Service::guarded(machine.clone(), containers);
+    tokio::spawn(volumes.serve(vsock::listen(guest_port::VOLUME).context("volume port")?));
+    let gate = Arc::new(Gate::default());
+    tokio::spawn(forward::serve(vsock::listen(guest_port::FORWARD).context("forward port")?, gate.clone()));
+    let service = Service::guarded(gate, machine.clone(), containers);
     let mut server = Server::new().add_listener(Listener::new(vsock::incoming(rpc))).register_service(service);
     server.start().await.context("RPC service")?;
     // Only now: the host calls as soon as it has read this.

@@ -1,20 +1,22 @@
 //! The one sandbox of this machine: made once, by CreateSandbox, and then never changed.
 
 use crate::{
-    attester,
+    attester::{self, BindError},
     boot::{clock, modules::Modules, power},
     containers::{Container, ContainerError},
     network::{self, NetworkError},
-    pull::{PulledImage, Puller},
+    pull::{Access, PulledImage, Puller},
     scratch::{Scratch, ScratchError},
     stages::Stages,
+    sysctl::{self, SysctlError},
     vsock::Courier,
 };
-use attestation::{BrokerClient, ClientError};
+use attestation::{Attester, BrokerClient, ClientError};
 use log::{info, warn};
-use policy::{Denial, Initdata, InitdataDigest, InitdataError, Ledger, PlaceId, Policy, PolicyError, Wanted};
+use policy::{Denial, ImageSettings, Initdata, InitdataError, Ledger, PlaceId, Policy, PolicyError, Wanted};
 use protocol::api;
 use std::{
+    fmt::Write,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +33,9 @@ pub enum SandboxError {
     /// The owner's configuration.
     #[error(transparent)]
     Initdata(#[from] InitdataError),
+    /// Its measurement.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The policy in it.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -46,6 +51,9 @@ pub enum SandboxError {
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The pod's kernel parameters.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
     /// A task ended without its result.
     #[error("sandbox: {0}")]
     Aborted(String),
@@ -82,6 +90,7 @@ pub struct Machine {
 /// The sandbox.
 pub struct Sandbox {
     hostname: String,
+    resolv_conf: String,
     policy: Policy,
     ledger: Mutex<Ledger>,
     /// Whether the time of `pod.complete_within_s` runs.
@@ -99,8 +108,13 @@ impl Sandbox {
             [] => None,
             packed => Some(Initdata::parse_gzip(packed)?),
         };
+        let digest = initdata.as_ref().map(|(_, digest)| digest.bytes().to_vec());
+        // Before anything else: from here on the evidence says under which initdata this machine runs.
+        let attester = spawn_blocking(move || attester::bind(digest.as_deref())).await;
+        let attester = attester.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         policy.network(request.interfaces.len(), request.routes.len())?;
+        let settings = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         if let Err(e) = clock::set_forward(request.host_time) {
             warn!("clock: {e}");
         }
@@ -108,11 +122,15 @@ impl Sandbox {
         // HOST_NAME_MAX, limits.h; an id may be longer.
         let hostname: String = hostname.chars().take(64).collect();
         nix::unistd::sethostname(&hostname).map_err(SandboxError::Hostname)?;
-        let (modules, interfaces, routes) = (machine.modules.clone(), request.interfaces.clone(), request.routes.clone());
-        let network = spawn_blocking(move || network::set_up(&modules, &interfaces, &routes)).await;
-        network.map_err(|e| SandboxError::Aborted(e.to_string()))??;
+        let (modules, pod, open) = (machine.modules.clone(), request.clone(), policy.is_open());
+        let set_up = spawn_blocking(move || -> Result<(), SandboxError> {
+            network::set_up(&modules, &pod)?;
+            // Some are an interface's.
+            Ok(sysctl::apply(&pod.sysctls.into_iter().collect(), open)?)
+        });
+        set_up.await.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let broker = match &initdata {
-            Some((initdata, digest)) => broker(initdata, digest)?,
+            Some((initdata, _)) => broker(initdata, attester)?,
             None => None,
         };
         if let Some(broker) = broker.clone() {
@@ -126,18 +144,9 @@ impl Sandbox {
         let digest = initdata.map(|(_, digest)| digest.to_string()).unwrap_or_default();
         info!(sandbox = request.sandbox_id, initdata = digest, broker = broker.is_some(); "sandbox created");
         let ledger = Mutex::new(Ledger::new(policy.clone()));
-        Ok((
-            Self {
-                hostname,
-                policy,
-                ledger,
-                timed: AtomicBool::new(false),
-                machine,
-                puller: Puller::new(Courier, broker.clone())?,
-                broker,
-            },
-            digest,
-        ))
+        let (resolv_conf, access) = (resolv_conf(&request.dns), Access::new(settings, broker.clone()));
+        let (timed, puller) = (AtomicBool::new(false), Puller::new(Courier, access));
+        Ok((Self { hostname, resolv_conf, policy, ledger, timed, machine, puller, broker }, digest))
     }
 
     /// The name that containers see as theirs.
@@ -148,6 +157,11 @@ impl Sandbox {
     /// The owner's broker, where the initdata names one.
     pub fn broker(&self) -> Option<&BrokerClient> {
         self.broker.as_deref()
+    }
+
+    /// Where the pod's names are looked up, as text of resolv.conf(5); empty where nobody says.
+    pub fn resolv_conf(&self) -> &str {
+        &self.resolv_conf
     }
 
     /// What the host may ask for.
@@ -188,7 +202,7 @@ impl Sandbox {
 
     /// Fetches, verifies and unpacks the image of a request, if the policy lets it run.
     pub async fn pull(&self, request: &api::CreateContainerRequest, stages: &mut Stages) -> Result<PulledImage, ContainerError> {
-        let resolved = self.puller.resolve(request, stages).await?;
+        let resolved = self.puller.resolve(request, &self.policy, stages).await?;
         resolved.admit(&self.policy)?;
         let scratch = self.scratch().await?;
         stages.end("scratch");
@@ -242,11 +256,24 @@ impl Drop for Place {
     }
 }
 
+/// The file of these servers. Their bounds keep each word on its line.
+fn resolv_conf(dns: &api::Dns) -> String {
+    let mut text = String::new();
+    for server in &dns.servers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    for (keyword, words) in [("search", &dns.searches), ("options", &dns.options)] {
+        if !words.is_empty() {
+            let _ = writeln!(text, "{keyword} {}", words.join(" "));
+        }
+    }
+    text
+}
+
 /// A client of the broker that the initdata names.
-fn broker(initdata: &Initdata, digest: &InitdataDigest) -> Result<Option<Arc<BrokerClient>>, SandboxError> {
+fn broker(initdata: &Initdata, attester: Arc<dyn Attester>) -> Result<Option<Arc<BrokerClient>>, SandboxError> {
     let Some(address) = initdata.broker()? else { return Ok(None) };
     let http = HttpClient::new(Arc::new(Courier), address.cert.as_deref())?;
-    let attester = attester::of_this_machine(digest.bytes());
     Ok(Some(Arc::new(BrokerClient::new(http, &address.url, attester, Some(initdata.toml().to_owned()))?)))
 }
 
@@ -258,7 +285,34 @@ impl Sandbox {
         let root = tempfile::tempdir().unwrap();
         let root = std::os::fd::OwnedFd::from(std::fs::File::open(root.path()).unwrap());
         let machine = Machine { modules: Arc::new(Modules::open(&root).unwrap()), scratch: Arc::default() };
-        let (ledger, puller) = (Mutex::new(Ledger::new(policy.clone())), Puller::new(Courier, None).unwrap());
-        Arc::new(Self { hostname: "pod".into(), policy, ledger, timed: AtomicBool::new(false), machine, broker: None, puller })
+        let settings = ImageSettings::from_initdata(None).unwrap();
+        let (ledger, puller) = (Mutex::new(Ledger::new(policy.clone())), Puller::new(Courier, Access::new(settings, None)));
+        Arc::new(Self {
+            hostname: "pod".into(),
+            resolv_conf: String::new(),
+            policy,
+            ledger,
+            timed: AtomicBool::new(false),
+            machine,
+            broker: None,
+            puller,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_is_written_line_by_line() {
+        assert_eq!(resolv_conf(&api::Dns::new()), "");
+        let dns = api::Dns {
+            servers: vec!["10.0.0.10".into(), "fd00::10".into()],
+            searches: vec!["a.b".into(), "c".into()],
+            options: vec!["ndots:5".into()],
+            ..Default::default()
+        };
+        assert_eq!(resolv_conf(&dns), "nameserver 10.0.0.10\nnameserver fd00::10\nsearch a.b c\noptions ndots:5\n");
     }
 }

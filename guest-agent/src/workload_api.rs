@@ -222,7 +222,7 @@ mod tests {
         let sandbox = Sandbox::for_test(Some("[allow]\nsecrets = [\"kbs:///acme/api/*\"]\n"));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let containers = Arc::new(Containers::new(Arc::default(), Arc::default()));
+        let containers = Arc::new(Containers::new(Arc::default(), Arc::default(), Arc::default()));
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(accept(listener, Arc::new(Api { sandbox, containers, port })));
         let client = HttpClient::new(Arc::new(TcpDialer), None).unwrap();

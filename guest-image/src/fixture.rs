@@ -18,7 +18,7 @@ pub(crate) const XZ_OF_HELLO: &[u8] = &[
 ];
 
 /// Module files and what each depends on. `virtio_pci` is built in; the circle of suffixes is for the tests of `modules`.
-const MODULES: [(&str, &[&str]); 13] = [
+const MODULES: [(&str, &[&str]); 16] = [
     ("kernel/drivers/virtio/virtio_mmio", &[]),
     ("kernel/net/vsock", &[]),
     ("kernel/net/vmw_vsock_virtio_transport_common", &["vsock"]),
@@ -26,7 +26,10 @@ const MODULES: [(&str, &[&str]); 13] = [
     ("kernel/virtio_blk", &[]),
     ("kernel/dm-mod", &[]),
     ("kernel/dm-crypt", &["dm-mod"]),
-    ("kernel/xts", &[]),
+    ("kernel/dm-integrity", &["dm-mod"]),
+    ("kernel/brd", &[]),
+    ("kernel/ghash-generic", &[]),
+    ("kernel/gcm", &[]),
     ("kernel/cryptd", &[]),
     ("kernel/aesni-intel", &["cryptd"]),
     ("kernel/fs/overlay", &[]),

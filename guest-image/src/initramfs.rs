@@ -11,7 +11,11 @@ use thiserror::Error;
 
 /// Directory of the modules in the guest.
 pub const MODULES_DIR: &str = "lib/modules";
-/// The list that the agent follows: a line `<stage> <file>` for each module, in load order.
+/// Parameters of modules. brd: one RAM disk of at most 8 GiB, in KiB, for the tags of the largest scratch disk; it takes memory only as
+/// it is written.
+const PARAMETERS: &[(&str, &str)] = &[("brd", "rd_nr=1 rd_size=8388608")];
+
+/// The list that the agent follows: a line `<stage> <file> [parameters]` for each module, in load order.
 pub const LOAD_LIST: &str = "lib/modules/load";
 /// What the agent mounts over.
 const MOUNT_POINTS: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
@@ -64,7 +68,8 @@ pub fn archive(agent: &[u8], modules: &[Module]) -> Result<Vec<u8>, InitramfsErr
     let mut list = String::new();
     for (number, module) in modules.iter().enumerate() {
         let file = file_name(number, module);
-        list.push_str(&format!("{} {file}\n", module.stage));
+        let parameters = PARAMETERS.iter().find(|(name, _)| *name == module.name).map_or(String::new(), |(_, text)| format!(" {text}"));
+        list.push_str(&format!("{} {file}{parameters}\n", module.stage));
         archive.file(&format!("{MODULES_DIR}/{file}"), 0o644, module.data.clone())?;
     }
     archive.file(LOAD_LIST, 0o644, list.into_bytes())?;
@@ -100,10 +105,10 @@ mod tests {
     #[test]
     fn the_load_list_names_each_file_in_order() {
         let module = |stage, name: &str| Module { stage, name: name.into(), data: vec![7; 5] };
-        let modules = [module(Stage::Boot, "vsock"), module(Stage::Net, "virtio_net")];
+        let modules = [module(Stage::Boot, "vsock"), module(Stage::Net, "virtio_net"), module(Stage::Scratch, "brd")];
         let bytes = archive(b"agent", &modules).unwrap();
         let text = String::from_utf8_lossy(&bytes);
-        assert!(text.contains("boot 000-vsock.ko\nnet 001-virtio_net.ko\n"));
+        assert!(text.contains("boot 000-vsock.ko\nnet 001-virtio_net.ko\nscratch 002-brd.ko rd_nr=1 rd_size=8388608\n"));
         for path in ["init", "dev/console", "proc", "sys", "run", "tmp", "lib/modules/000-vsock.ko", "lib/modules/001-virtio_net.ko"] {
             assert!(text.contains(&format!("{path}\0")), "{path}");
         }

@@ -46,6 +46,8 @@ pub struct BuildSpec {
     pub kernel_package: PathBuf,
     /// The agent, a static ELF executable.
     pub agent: PathBuf,
+    /// Firmware of enclaves, out of its package: what it is decides on the measurement, so a guest keeps its own. Each under its own name.
+    pub firmware: Vec<PathBuf>,
     /// Directory that receives [`KERNEL_FILE`], [`EFI_KERNEL_FILE`], [`INITRAMFS_FILE`] and [`MANIFEST_FILE`]; made if missing.
     pub out: PathBuf,
 }
@@ -61,6 +63,9 @@ pub enum BuildError {
         /// The cause.
         source: io::Error,
     },
+    /// Firmware that cannot be part of a guest.
+    #[error("{0}: no firmware: wanted a file NAME.fd of 1 to 16 MiB")]
+    Firmware(PathBuf),
     /// The agent is not something a kernel can start as `/init` in an initramfs without libraries.
     #[error("{0}: not a static x86-64 ELF executable of at most 64 MiB; build the agent for x86_64-unknown-linux-gnu with +crt-static")]
     Agent(PathBuf),
@@ -93,9 +98,10 @@ pub fn build(spec: &BuildSpec) -> Result<GuestManifest, BuildError> {
     let modules = modules::resolve(&package.modules, modules::WANTED)?;
     let archive = initramfs::archive(&agent, &modules)?;
     let (initramfs, compression) = initramfs::compress(archive)?;
+    let firmware = spec.firmware.iter().map(|path| read_firmware(path)).collect::<Result<Vec<_>, _>>()?;
     let manifest = GuestManifest::new(
         &package.version,
-        &manifest::Images { kernel: &vmlinux, efi_kernel: &bzimage, initramfs: &initramfs },
+        &manifest::Images { kernel: &vmlinux, efi_kernel: &bzimage, initramfs: &initramfs, firmware: &firmware },
         compression,
         &modules,
         &agent,
@@ -105,9 +111,21 @@ pub fn build(spec: &BuildSpec) -> Result<GuestManifest, BuildError> {
     write(&spec.out.join(KERNEL_FILE), &vmlinux)?;
     write(&spec.out.join(EFI_KERNEL_FILE), &bzimage)?;
     write(&spec.out.join(INITRAMFS_FILE), &initramfs)?;
+    for (name, bytes) in &firmware {
+        write(&spec.out.join(name), bytes)?;
+    }
     write(&spec.out.join(MANIFEST_FILE), &manifest.to_json())?;
     log::info!(kernel = package.version.as_str(), measurement = manifest.measurement.as_str(); "guest built");
     Ok(manifest)
+}
+
+/// Name and contents of a firmware.
+fn read_firmware(path: &Path) -> Result<(String, Vec<u8>), BuildError> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".fd"));
+    let name = name.ok_or_else(|| BuildError::Firmware(path.to_owned()))?;
+    let bytes = read(path)?;
+    let size = bytes.len();
+    if (1 << 20..=16 << 20).contains(&size) { Ok((name.to_owned(), bytes)) } else { Err(BuildError::Firmware(path.to_owned())) }
 }
 
 /// Reads the agent and checks that it needs no loader: a dynamic one would end in a kernel panic at boot that names no cause.
@@ -140,7 +158,7 @@ mod tests {
     const FILES: [&str; 4] = [KERNEL_FILE, EFI_KERNEL_FILE, INITRAMFS_FILE, MANIFEST_FILE];
 
     fn spec(package: &Package, out: &str) -> BuildSpec {
-        BuildSpec { kernel_package: package.root().to_owned(), agent: package.agent(), out: package.root().join(out) }
+        BuildSpec { kernel_package: package.root().to_owned(), agent: package.agent(), firmware: Vec::new(), out: package.root().join(out) }
     }
 
     #[test]
@@ -196,6 +214,22 @@ mod tests {
         fs::write(package.agent(), fixture::executable(true)).unwrap();
         assert!(matches!(build(&spec(&package, "out")), Err(BuildError::Agent(_))));
         assert!(!package.root().join("out").exists(), "a refused build leaves nothing");
+    }
+
+    #[test]
+    fn firmware_becomes_part_of_the_guest() {
+        let package = Package::new();
+        let mut spec = spec(&package, "out");
+        let firmware = package.root().join("OVMF.amdsev.fd");
+        spec.firmware = vec![firmware.clone()];
+        fs::write(&firmware, b"too short").unwrap();
+        assert!(matches!(build(&spec), Err(BuildError::Firmware(_))));
+        fs::write(&firmware, vec![7; 1 << 20]).unwrap();
+        let manifest = build(&spec).unwrap();
+        assert_eq!(manifest.firmware[0].name, "OVMF.amdsev.fd");
+        manifest.verify(&spec.out).unwrap();
+        fs::write(spec.out.join("OVMF.amdsev.fd"), vec![8; 1 << 20]).unwrap();
+        assert!(manifest.verify(&spec.out).unwrap_err().to_string().contains("OVMF.amdsev.fd"));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub struct GuestManifest {
     pub efi_kernel: File,
     /// The initramfs as it is handed to the VMM.
     pub initramfs: File,
+    /// Firmware of enclaves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub firmware: Vec<File>,
     /// How the initramfs is stored.
     pub compression: Compression,
     /// The agent inside.
@@ -92,6 +95,7 @@ pub(crate) struct Images<'a> {
     pub(crate) kernel: &'a [u8],
     pub(crate) efi_kernel: &'a [u8],
     pub(crate) initramfs: &'a [u8],
+    pub(crate) firmware: &'a [(String, Vec<u8>)],
 }
 
 impl GuestManifest {
@@ -106,6 +110,7 @@ impl GuestManifest {
             kernel: File::of(KERNEL_FILE, images.kernel),
             efi_kernel: File::of(EFI_KERNEL_FILE, images.efi_kernel),
             initramfs: File::of(INITRAMFS_FILE, images.initramfs),
+            firmware: images.firmware.iter().map(|(name, bytes)| File::of(name, bytes)).collect(),
             compression,
             agent: File::of("init", agent),
             modules: modules.iter().enumerate().map(entry).collect(),
@@ -123,9 +128,13 @@ impl GuestManifest {
         serde_json::from_slice(&bytes).map_err(|source| ManifestError::Json { path: path.to_owned(), source })
     }
 
-    /// Checks that the kernels and the initramfs in `directory` are the ones described.
+    /// Checks that the kernels, the initramfs and the firmware in `directory` are the ones described.
     pub fn verify(&self, directory: &Path) -> Result<(), ManifestError> {
-        for (name, file) in [(KERNEL_FILE, &self.kernel), (EFI_KERNEL_FILE, &self.efi_kernel), (INITRAMFS_FILE, &self.initramfs)] {
+        let fixed = [(KERNEL_FILE, &self.kernel), (EFI_KERNEL_FILE, &self.efi_kernel), (INITRAMFS_FILE, &self.initramfs)];
+        // A manifest that was tampered with names no file elsewhere.
+        let firmware =
+            self.firmware.iter().map(|file| (Path::new(&file.name).file_name().and_then(|n| n.to_str()).unwrap_or_default(), file));
+        for (name, file) in fixed.into_iter().chain(firmware) {
             let path = directory.join(name);
             let bytes = fs::read(&path).map_err(|source| ManifestError::File { path: path.clone(), source })?;
             if File::of(name, &bytes) != *file {

@@ -41,11 +41,11 @@ impl fmt::Display for Stage {
 }
 
 /// What we ask for; dependencies come along. One that is built into the kernel is as good.
-/// `aesni-intel` refuses to load on a processor without AES instructions, which is why the generic `xts` is there too; dm-crypt
-/// cannot ask for either by itself, since the guest has no modprobe.
+/// `aesni-intel` refuses to load on a processor without AES instructions, which is why the generic `gcm` and `ghash-generic` are there
+/// too; dm-crypt cannot ask for either by itself, since the guest has no modprobe.
 pub const WANTED: &[(Stage, &[&str])] = &[
     (Stage::Boot, &["virtio_mmio", "virtio_pci", "vsock", "vmw_vsock_virtio_transport"]),
-    (Stage::Scratch, &["virtio_blk", "dm-mod", "xts", "aesni-intel", "dm-crypt"]),
+    (Stage::Scratch, &["virtio_blk", "brd", "dm-mod", "ghash-generic", "gcm", "aesni-intel", "dm-crypt", "dm-integrity"]),
     (Stage::Overlay, &["overlay"]),
     (Stage::Net, &["virtio_net"]),
 ];
@@ -228,11 +228,14 @@ mod tests {
             (Stage::Boot, "vmw_vsock_virtio_transport_common"),
             (Stage::Boot, "vmw_vsock_virtio_transport"),
             (Stage::Scratch, "virtio_blk"),
+            (Stage::Scratch, "brd"),
             (Stage::Scratch, "dm_mod"),
-            (Stage::Scratch, "xts"),
+            (Stage::Scratch, "ghash_generic"),
+            (Stage::Scratch, "gcm"),
             (Stage::Scratch, "cryptd"),
             (Stage::Scratch, "aesni_intel"),
             (Stage::Scratch, "dm_crypt"),
+            (Stage::Scratch, "dm_integrity"),
             (Stage::Overlay, "overlay"),
             (Stage::Net, "virtio_net"),
         ];

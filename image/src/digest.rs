@@ -5,7 +5,12 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    io::{self, Read},
+    str::FromStr,
+    sync::{Arc, OnceLock},
+};
 use thiserror::Error;
 
 /// Why bytes are not what was named.
@@ -143,27 +148,37 @@ impl Verifier {
     }
 }
 
-/// Passes bytes through and hashes them.
+/// Passes bytes through and hashes them; at their end the sum is known to whoever holds its other half.
 pub(crate) struct HashingReader<R> {
     inner: R,
     hasher: Sha256,
     count: u64,
+    sum: Arc<OnceLock<(Digest, u64)>>,
 }
 
-impl<R: std::io::Read> HashingReader<R> {
-    pub(crate) fn new(inner: R) -> Self {
-        Self { inner, hasher: Sha256::new(), count: 0 }
-    }
+/// What a [`HashingReader`] has seen, once it has seen the end: the reader may be in another thread.
+pub(crate) struct Sum(Arc<OnceLock<(Digest, u64)>>);
 
-    /// The digest and number of the bytes read so far.
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (Digest(self.hasher.finalize().into()), self.count)
+impl Sum {
+    /// Digest and number of the bytes; nothing before the end was read.
+    pub(crate) fn get(&self) -> Option<(Digest, u64)> {
+        self.0.get().copied()
     }
 }
 
-impl<R: std::io::Read> std::io::Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+impl<R: Read> HashingReader<R> {
+    pub(crate) fn new(inner: R) -> (Self, Sum) {
+        let sum = Arc::new(OnceLock::new());
+        (Self { inner, hasher: Sha256::new(), count: 0, sum: sum.clone() }, Sum(sum))
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
+        if n == 0 && !buffer.is_empty() {
+            self.sum.get_or_init(|| (Digest(self.hasher.clone().finalize().into()), self.count));
+        }
         self.hasher.update(&buffer[..n]);
         self.count += n as u64;
         Ok(n)
@@ -173,6 +188,15 @@ impl<R: std::io::Read> std::io::Read for HashingReader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_is_there_at_the_end_and_not_before() {
+        let (mut reader, sum) = HashingReader::new(b"hello".as_slice());
+        reader.read_exact(&mut [0; 5]).unwrap();
+        assert_eq!(sum.get(), None);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        assert_eq!(sum.get(), Some((Digest::of(b"hello"), 5)));
+    }
 
     #[test]
     fn only_one_spelling_is_a_digest() {

@@ -7,8 +7,8 @@ use crate::{
     layout::{Layout, LayoutError},
     manifest::{Descriptor, Manifest},
     media_type::{OCI_CONFIG, OCI_MANIFEST},
-    ocicrypt::{self, Envelope, Kek, OcicryptError, SealError, is_ocicrypt_annotation},
-    plan::{self, LayerPlan, PlanError},
+    ocicrypt::{self, Envelope, OcicryptError, Recipient, SealError, is_ocicrypt_annotation},
+    plan::{self, LayerPlan, Mixed, PlanError},
 };
 use std::io;
 use thiserror::Error;
@@ -51,18 +51,17 @@ pub struct Progress {
 }
 
 /// Encrypts the image `source_tag` (or the only one) of `source` into `target` under the name `target_tag`. Each layer gets a key of
-/// its own, wrapped with `kek`, which the broker has as the resource `kid` (`kbs:///repository/type/tag`). Gives the descriptor of
-/// the new manifest.
+/// its own, wrapped for each of `recipients`. Gives the descriptor of the new manifest.
 pub fn encrypt_image(
     source: &Layout,
     source_tag: Option<&str>,
     target: &Layout,
     target_tag: &str,
-    (kid, kek): (&str, &Kek),
+    recipients: &[Recipient<'_>],
     mut progress: impl FnMut(Progress),
 ) -> Result<Descriptor, EncryptError> {
     let image = source.image(source_tag)?;
-    let plans = plan::plan_layers(&image.manifest, &image.config)?;
+    let plans = plan::plan_layers(&image.manifest, &image.config, Mixed::Allowed)?;
     if let Some(sealed) = plans.iter().find(|plan| plan.envelope.is_some()) {
         return Err(EncryptError::Encrypted(sealed.descriptor.digest));
     }
@@ -70,7 +69,7 @@ pub fn encrypt_image(
     progress(state);
     let mut layers = Vec::with_capacity(plans.len());
     for plan in &plans {
-        layers.push(encrypt_layer(source, target, plan, (kid, kek), |bytes| {
+        layers.push(encrypt_layer(source, target, plan, recipients, |bytes| {
             state.done += bytes;
             progress(state);
         })?);
@@ -88,7 +87,7 @@ fn encrypt_layer(
     source: &Layout,
     target: &Layout,
     plan: &LayerPlan,
-    (kid, kek): (&str, &Kek),
+    recipients: &[Recipient<'_>],
     progress: impl FnMut(u64),
 ) -> Result<Descriptor, EncryptError> {
     let layer = plan.descriptor.digest;
@@ -105,16 +104,15 @@ fn encrypt_layer(
     out.commit(&sealed.digest)?;
     let mut annotations = plan.descriptor.annotations.clone();
     annotations.retain(|name, _| !is_ocicrypt_annotation(name));
-    annotations.extend(Envelope::annotations(&sealed, kid, kek)?);
+    annotations.extend(Envelope::annotations(&sealed, recipients)?);
     let media_type = plan.compression.encrypted_layer();
-    Ok(Descriptor { media_type, digest: sealed.digest, size: sealed.size, annotations, platform: None })
+    Ok(Descriptor { media_type, digest: sealed.digest, size: sealed.size, annotations, platform: None, artifact_type: None })
 }
 
-/// The key names that an image's layers were wrapped for, each once; none for a plain image.
+/// Whom an image's layers were encrypted for, each once: names of the broker's keys, and `jwe`; none for a plain image.
 pub fn key_ids(manifest: &Manifest, config: &ImageConfig) -> Result<Vec<String>, PlanError> {
-    let plans = plan::plan_layers(manifest, config)?;
-    let ids = plans.iter().filter_map(|p| p.envelope.as_ref()).flat_map(|e| e.packets().iter().map(|p| p.key_id().to_owned()));
-    let mut ids: Vec<String> = ids.collect();
+    let plans = plan::plan_layers(manifest, config, Mixed::Allowed)?;
+    let mut ids: Vec<String> = plans.iter().filter_map(|p| p.envelope.as_ref()).flat_map(Envelope::recipients).collect();
     ids.sort();
     ids.dedup();
     Ok(ids)
@@ -125,6 +123,7 @@ mod tests {
     use super::*;
     use crate::{
         layer::unpack_layer,
+        ocicrypt::Kek,
         testing::{self, KID, TarBuilder, gzip},
         unpack::Limits,
     };
@@ -143,8 +142,10 @@ mod tests {
         let source = testing::layout(from.path(), "plain", &[&low, &high]);
         let target = Layout::create(to.path()).unwrap();
         let mut steps = Vec::new();
-        let descriptor =
-            encrypt_image(&source, Some("plain"), &target, "1", (KID, &testing::kek()), |progress| steps.push(progress)).unwrap();
+        let descriptor = encrypt_image(&source, Some("plain"), &target, "1", &[Recipient::Broker(KID, &testing::kek())], |progress| {
+            steps.push(progress)
+        })
+        .unwrap();
         let image = target.image(Some("1")).unwrap();
         assert_eq!(image.descriptor.digest, descriptor.digest);
         assert_eq!(image.config, source.image(None).unwrap().config, "the config stays clear and unchanged");
@@ -152,7 +153,7 @@ mod tests {
         assert!(steps.last().unwrap().done == steps.last().unwrap().total && steps.last().unwrap().total > 0);
         assert_eq!(key_ids(&image.manifest, &image.config).unwrap(), [KID]);
 
-        let plans = plan::plan_layers(&image.manifest, &image.config).unwrap();
+        let plans = plan::plan_layers(&image.manifest, &image.config, Mixed::Refused).unwrap();
         let root = tempfile::tempdir().unwrap();
         for (at, plan) in plans.iter().enumerate() {
             let envelope = plan.envelope.as_ref().unwrap();
@@ -167,13 +168,36 @@ mod tests {
         assert_eq!(fs::read(root.path().join("1/etc/secret")).unwrap(), SECRET);
     }
 
+    #[tokio::test]
+    async fn every_packing_is_encrypted_and_opened() {
+        let tar = TarBuilder::new().file("etc/secret", SECRET).finish();
+        type Pack = fn(&[u8]) -> Vec<u8>;
+        let packings: [(&str, Pack); 3] = [("", <[u8]>::to_vec), ("+gzip", gzip), ("+zstd", testing::zstd_bytes)];
+        for (suffix, pack) in packings {
+            let (from, to, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+            let source = testing::layout_as(from.path(), "plain", &[&tar], &media_type, pack);
+            let target = Layout::create(to.path()).unwrap();
+            encrypt_image(&source, None, &target, "1", &[Recipient::Broker(KID, &testing::kek())], |_| ()).unwrap();
+            let image = target.image(None).unwrap();
+            assert_eq!(image.manifest.layers[0].media_type, format!("{media_type}+encrypted"));
+            let plan = &plan::plan_layers(&image.manifest, &image.config, Mixed::Refused).unwrap()[0];
+            let envelope = plan.envelope.as_ref().unwrap();
+            let key = envelope.open(&envelope.packets()[0], &testing::kek()).unwrap();
+            let blob = tokio::fs::File::open(target.blob_path(&plan.descriptor.digest)).await.unwrap();
+            let file = crate::spool::spool(blob, plan, Some(&key), tempfile::tempfile().unwrap()).await.unwrap();
+            unpack_layer(file, plan, Some(&key), root.path(), &Limits::default()).unwrap();
+            assert_eq!(fs::read(root.path().join("etc/secret")).unwrap(), SECRET, "{media_type}");
+        }
+    }
+
     #[test]
     fn nothing_of_the_plaintext_is_in_the_target() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let [low, high] = tars();
         let source = testing::layout_as(from.path(), "plain", &[&low, &high], "application/vnd.oci.image.layer.v1.tar", <[u8]>::to_vec);
         let target = Layout::create(to.path()).unwrap();
-        encrypt_image(&source, None, &target, "1", (KID, &testing::kek()), |_| ()).unwrap();
+        encrypt_image(&source, None, &target, "1", &[Recipient::Broker(KID, &testing::kek())], |_| ()).unwrap();
         let mut seen = 0;
         for entry in fs::read_dir(to.path().join("blobs/sha256")).unwrap() {
             let mut bytes = Vec::new();
@@ -190,15 +214,18 @@ mod tests {
         let [low, _] = tars();
         let source = testing::layout(from.path(), "plain", &[&low]);
         let target = Layout::create(to.path()).unwrap();
-        encrypt_image(&source, None, &target, "1", (KID, &testing::kek()), |_| ()).unwrap();
-        let again = encrypt_image(&target, None, &target, "2", (KID, &testing::kek()), |_| ());
+        encrypt_image(&source, None, &target, "1", &[Recipient::Broker(KID, &testing::kek())], |_| ()).unwrap();
+        let again = encrypt_image(&target, None, &target, "2", &[Recipient::Broker(KID, &testing::kek())], |_| ());
         assert!(matches!(again, Err(EncryptError::Encrypted(_))));
         let blob = source.blob_path(&Digest::of(&gzip(&low)));
         let mut bytes = fs::read(&blob).unwrap();
         bytes[20] ^= 1;
         fs::write(&blob, bytes).unwrap();
         let before = fs::read_dir(to.path().join("blobs/sha256")).unwrap().count();
-        assert!(matches!(encrypt_image(&source, None, &target, "3", (KID, &testing::kek()), |_| ()), Err(EncryptError::Source(_))));
+        assert!(matches!(
+            encrypt_image(&source, None, &target, "3", &[Recipient::Broker(KID, &testing::kek())], |_| ()),
+            Err(EncryptError::Source(_))
+        ));
         assert_eq!(fs::read_dir(to.path().join("blobs/sha256")).unwrap().count(), before, "nothing is left behind");
         assert!(target.image(Some("3")).is_err());
     }

@@ -182,13 +182,24 @@ impl Layout {
         Err(invalid(ManifestError::Bound(format!("more than {MAX_NESTING} indices within each other"))))
     }
 
+    /// The descriptor of the image named `tag`, or of the only one: a manifest or an index.
+    pub fn top(&self, tag: Option<&str>) -> Result<Descriptor, LayoutError> {
+        self.find(tag).map(|mut descriptor| {
+            descriptor.annotations.remove(REF_NAME);
+            descriptor
+        })
+    }
+
     fn find(&self, tag: Option<&str>) -> Result<Descriptor, LayoutError> {
         let index = self.index()?;
         let name = |d: &Descriptor| d.annotations.get(REF_NAME).cloned();
         let found = match tag {
             Some(tag) => index.manifests.iter().find(|d| name(d).as_deref() == Some(tag)),
-            None if index.manifests.len() == 1 => index.manifests.first(),
-            None => None,
+            None => {
+                // What is attached to images does not make them ambiguous.
+                let mut images = index.manifests.iter().filter(|d| !name(d).is_some_and(|name| is_attachment(&name)));
+                images.next().filter(|_| images.next().is_none())
+            }
         };
         found.cloned().ok_or_else(|| {
             let have: Vec<String> = index.manifests.iter().take(20).map(|d| name(d).unwrap_or_else(|| d.digest.to_string())).collect();
@@ -198,6 +209,15 @@ impl Layout {
                 have: if have.is_empty() { "none".into() } else { clip(&have.join(", ")) },
             }
         })
+    }
+
+    /// The descriptor of what has this tag, image or not.
+    pub fn tagged_descriptor(&self, tag: &str) -> Result<Option<Descriptor>, LayoutError> {
+        let found = self.index()?.manifests.into_iter().find(|d| d.annotations.get(REF_NAME).is_some_and(|name| name == tag));
+        Ok(found.map(|mut descriptor| {
+            descriptor.annotations.remove(REF_NAME);
+            descriptor
+        }))
     }
 
     fn index(&self) -> Result<Index, LayoutError> {
@@ -285,6 +305,11 @@ impl Drop for BlobWriter {
             fs::remove_file(&self.path).ok();
         }
     }
+}
+
+/// The tags under which signatures and other referrers of a manifest are kept.
+fn is_attachment(tag: &str) -> bool {
+    tag.strip_prefix("sha256-").and_then(|rest| rest.get(..64)).is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, LayoutError> {

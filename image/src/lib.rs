@@ -6,8 +6,8 @@
 //! twice: [`spool::spool`] writes the blob to a file while it hashes, and [`layer::unpack_layer`] reads that file again, decrypts,
 //! decompresses and unpacks it, and compares the diff_id.
 //!
-//! Between the passes the blob lies in the caller's file. Where the host could change that file (scratch with encryption but without
-//! integrity), the second pass may read garbled blocks, never chosen ones; the diff_id then fails, and the caller removes the layer.
+//! Between the passes the blob lies in the caller's file, which nobody else may change: in the guest it is on scratch, whose every block
+//! is authenticated. Where it is changed all the same, the diff_id fails, and the caller removes the layer.
 //!
 //! # How a caller pulls
 //!
@@ -48,17 +48,21 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod ahead;
 pub mod config;
+pub mod decrypt;
 pub mod digest;
 pub mod encrypt;
 pub mod layer;
 pub mod layout;
+pub mod local;
 pub mod manifest;
 pub mod media_type;
 pub mod ocicrypt;
 pub mod plan;
 pub mod reference;
 pub mod registry;
+pub mod signature;
 pub mod spool;
 pub mod strict_json;
 pub mod unpack;

@@ -74,6 +74,9 @@ pub struct Descriptor {
     /// In an index, what the manifest is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
+    /// In an index, the kind of a manifest that is no image, such as a signature's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
 }
 
 impl Descriptor {
@@ -85,6 +88,7 @@ impl Descriptor {
             size: bytes.len() as u64,
             annotations: BTreeMap::new(),
             platform: None,
+            artifact_type: None,
         }
     }
 
@@ -167,6 +171,7 @@ impl Index {
 }
 
 /// What a registry may answer to a reference.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     /// One platform.

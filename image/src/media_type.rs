@@ -78,6 +78,12 @@ impl MediaType {
     }
 }
 
+/// Whether a layer of this type lies on another server than the image ("foreign" at Docker, "nondistributable" at OCI).
+pub(crate) fn is_foreign(text: &str) -> bool {
+    text.starts_with("application/vnd.docker.image.rootfs.foreign.")
+        || text.starts_with("application/vnd.oci.image.layer.nondistributable.")
+}
+
 impl Compression {
     /// The OCI media type of an encrypted layer that is packed so.
     pub fn encrypted_layer(self) -> String {

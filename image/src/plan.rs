@@ -4,7 +4,7 @@ use crate::{
     config::ImageConfig,
     digest::Digest,
     manifest::{Descriptor, Manifest, clip},
-    media_type::{Compression, MediaType},
+    media_type::{Compression, MediaType, is_foreign},
     ocicrypt::{Envelope, OcicryptError},
 };
 use thiserror::Error;
@@ -26,6 +26,16 @@ pub enum PlanError {
         /// In the config.
         diff_ids: usize,
     },
+    /// A layer that is not in the registry by design.
+    #[error(
+        "layer {digest} of media type {media_type:?} is a foreign layer, which its registry does not have: push the image with its layers"
+    )]
+    Foreign {
+        /// Which layer.
+        digest: Digest,
+        /// What it says that it is.
+        media_type: String,
+    },
     /// A layer of another kind.
     #[error("layer {digest} of media type {media_type:?}: want a tar layer, plain, gzip or zstd")]
     LayerType {
@@ -36,7 +46,8 @@ pub enum PlanError {
     },
     /// Some layers are encrypted and some are not.
     #[error(
-        "layer {plain} is plain while {encrypted} is encrypted: whoever holds the registry could have put it there; encrypt every layer"
+        "layer {plain} is plain while {encrypted} is encrypted: whoever holds the registry could have put it there; encrypt every layer, or \
+         pin the image in policy.toml ([[image]] with its digest and mixed = true)"
     )]
     Mixed {
         /// A plain layer.
@@ -67,8 +78,17 @@ pub struct LayerPlan {
     pub diff_id: Digest,
 }
 
+/// Whether some layers of an image may be plain while others are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mixed {
+    /// No: whoever holds the registry could put a layer over the encrypted ones.
+    Refused,
+    /// Yes: for tools, and for an image whose every layer the owner pinned by the manifest's digest.
+    Allowed,
+}
+
 /// The layers of an image, lowest first.
-pub fn plan_layers(manifest: &Manifest, config: &ImageConfig) -> Result<Vec<LayerPlan>, PlanError> {
+pub fn plan_layers(manifest: &Manifest, config: &ImageConfig, mixed: Mixed) -> Result<Vec<LayerPlan>, PlanError> {
     if MediaType::parse(&manifest.config.media_type) != Some(MediaType::Config) {
         return Err(PlanError::ConfigType(clip(&manifest.config.media_type)));
     }
@@ -83,7 +103,7 @@ pub fn plan_layers(manifest: &Manifest, config: &ImageConfig) -> Result<Vec<Laye
     let plans: Vec<LayerPlan> = plans.collect::<Result<_, _>>()?;
     let digest_of = |encrypted| plans.iter().find(|p| p.envelope.is_some() == encrypted).map(|p| p.descriptor.digest);
     match (digest_of(false), digest_of(true)) {
-        (Some(plain), Some(encrypted)) => Err(PlanError::Mixed { plain, encrypted }),
+        (Some(plain), Some(encrypted)) if mixed == Mixed::Refused => Err(PlanError::Mixed { plain, encrypted }),
         _ => Ok(plans),
     }
 }
@@ -91,7 +111,11 @@ pub fn plan_layers(manifest: &Manifest, config: &ImageConfig) -> Result<Vec<Laye
 fn plan_layer(descriptor: &Descriptor, diff_id: Digest) -> Result<LayerPlan, PlanError> {
     let digest = descriptor.digest;
     let Some(MediaType::Layer { compression, encrypted }) = MediaType::parse(&descriptor.media_type) else {
-        return Err(PlanError::LayerType { digest, media_type: clip(&descriptor.media_type) });
+        let media_type = clip(&descriptor.media_type);
+        return Err(match is_foreign(&media_type) {
+            true => PlanError::Foreign { digest, media_type },
+            false => PlanError::LayerType { digest, media_type },
+        });
     };
     let envelope = if encrypted {
         Some(Envelope::parse(&descriptor.annotations).map_err(|source| PlanError::Envelope { digest, source })?)
@@ -128,7 +152,7 @@ mod tests {
 
     fn plan(types: &[&str], diff_ids: usize) -> Result<Vec<LayerPlan>, PlanError> {
         let (manifest, config) = image(types, diff_ids);
-        plan_layers(&manifest, &config)
+        plan_layers(&manifest, &config, Mixed::Refused)
     }
 
     const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -146,12 +170,19 @@ mod tests {
         assert!(matches!(plan(&[], 0), Err(PlanError::NoLayers)));
         assert!(matches!(plan(&[PLAIN], 2), Err(PlanError::Count { layers: 1, diff_ids: 2 })));
         assert!(matches!(plan(&["application/wasm"], 1), Err(PlanError::LayerType { .. })));
+        for foreign in
+            ["application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"]
+        {
+            assert!(plan(&[foreign], 1).unwrap_err().to_string().contains("push the image with its layers"));
+        }
         assert!(matches!(plan(&[SEALED, PLAIN], 2), Err(PlanError::Mixed { .. })));
+        let (manifest, config) = image(&[SEALED, PLAIN], 2);
+        assert_eq!(plan_layers(&manifest, &config, Mixed::Allowed).unwrap().len(), 2);
         let (mut manifest, config) = image(&[PLAIN], 1);
         manifest.config.media_type = "application/vnd.oci.empty.v1+json".into();
-        assert!(matches!(plan_layers(&manifest, &config), Err(PlanError::ConfigType(_))));
+        assert!(matches!(plan_layers(&manifest, &config, Mixed::Allowed), Err(PlanError::ConfigType(_))));
         let (mut manifest, config) = image(&[SEALED], 1);
         manifest.layers[0].annotations.clear();
-        assert!(matches!(plan_layers(&manifest, &config), Err(PlanError::Envelope { .. })));
+        assert!(matches!(plan_layers(&manifest, &config, Mixed::Allowed), Err(PlanError::Envelope { .. })));
     }
 }

@@ -73,6 +73,18 @@ impl Reference {
         format!("{}/{}", self.domain, self.repository)
     }
 
+    /// The image of the same tag and digest under another name (registry and repository).
+    pub fn with_name(&self, name: &str) -> Result<Self, ReferenceError> {
+        let other: Self = name.parse()?;
+        if other.digest.is_some() || other.tag.as_deref() != Some("latest") || name.ends_with(":latest") {
+            return Err(ReferenceError {
+                text: name.chars().take(MAX_NAME).collect(),
+                rule: "want registry and repository, without tag and digest",
+            });
+        }
+        Ok(Self { tag: self.tag.clone(), digest: self.digest, ..other })
+    }
+
     /// The same image, pinned.
     pub fn with_digest(&self, digest: Digest) -> Self {
         Self { digest: Some(digest), ..self.clone() }
@@ -124,6 +136,11 @@ impl FromStr for Reference {
         let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".to_owned()));
         Ok(Self { domain, repository, tag, digest })
     }
+}
+
+/// Whether `prefix` (a registry, or a registry and the beginning of a repository) is `name` or ends where a part of it does.
+pub(crate) fn is_prefix_of_name(prefix: &str, name: &str) -> bool {
+    !prefix.is_empty() && name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The first part is a registry if it can be nothing else: it has a dot or a port, or is `localhost`.
@@ -203,6 +220,19 @@ mod tests {
         let pinned = "127.0.0.1:5000/demo:1".parse::<Reference>().unwrap().with_digest(digest);
         assert_eq!((pinned.registry(), pinned.selector()), ("127.0.0.1:5000", digest.to_string()));
         assert_eq!((pinned.tag(), pinned.name().as_str()), (Some("1"), "127.0.0.1:5000/demo"));
+    }
+
+    #[test]
+    fn names_are_exchanged_and_compared_by_parts() {
+        let digest = Digest::of(b"");
+        let asked: Reference = format!("x.io/a/b:1@{digest}").parse().unwrap();
+        assert_eq!(asked.with_name("m.io:5000/x/a/b").unwrap().to_string(), format!("m.io:5000/x/a/b:1@{digest}"));
+        for bad in ["m.io/a:1", "m.io/a:latest", "m.io/A", "m.io/..", ""] {
+            assert!(asked.with_name(bad).is_err(), "{bad}");
+        }
+        for (prefix, wanted) in [("x.io", true), ("x.io/a", true), ("x.io/a/b", true), ("x.i", false), ("x.io/a/", false), ("", false)] {
+            assert_eq!(is_prefix_of_name(prefix, &asked.name()), wanted, "{prefix}");
+        }
     }
 
     #[test]

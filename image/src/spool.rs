@@ -10,6 +10,8 @@ use bytes::{Bytes, BytesMut};
 use std::{
     fs::File,
     io::{self, Seek, Write},
+    sync::mpsc::{SyncSender, sync_channel},
+    thread::{self, Scope, ScopedJoinHandle},
 };
 use thiserror::Error;
 use tokio::{
@@ -99,20 +101,70 @@ impl Check {
         Ok(Self { plan: plan.clone(), verifier: plan.descriptor.verifier(), mac: key.map(LayerKey::mac) })
     }
 
-    fn drain(mut self, mut chunks: mpsc::Receiver<Bytes>, mut file: File) -> Result<File, SpoolError> {
+    fn drain(mut self, chunks: mpsc::Receiver<Bytes>, mut file: File) -> Result<File, SpoolError> {
         let digest = self.plan.descriptor.digest;
         let io_error = |source| SpoolError::Write { digest, source };
-        while let Some(chunk) = chunks.blocking_recv() {
-            self.verifier.update(&chunk)?;
-            if let Some(mac) = &mut self.mac {
-                mac.update(&chunk);
-            }
-            file.write_all(&chunk).map_err(io_error)?;
-        }
+        let mac = self.mac.take();
+        // The HMAC is as much work as the digest: side by side, where there is a processor for it.
+        let mac = thread::scope(|scope| {
+            let mut mac = mac.map(|mac| Beside::new(scope, mac));
+            self.write(chunks, &mut file, mac.as_mut())?;
+            Ok::<_, SpoolError>(mac.map(Beside::finish))
+        })?;
         self.verifier.finish()?;
-        self.mac.map_or(Ok(()), LayerMac::finish).map_err(|source| SpoolError::Hmac { digest, source })?;
+        mac.map_or(Ok(()), |mac| mac.and_then(LayerMac::finish)).map_err(|source| SpoolError::Hmac { digest, source })?;
         file.rewind().map_err(io_error)?;
         Ok(file)
+    }
+
+    fn write(&mut self, mut chunks: mpsc::Receiver<Bytes>, file: &mut File, mut mac: Option<&mut Beside<'_>>) -> Result<(), SpoolError> {
+        let digest = self.plan.descriptor.digest;
+        while let Some(chunk) = chunks.blocking_recv() {
+            if let Some(mac) = mac.as_deref_mut() {
+                mac.update(&chunk);
+            }
+            self.verifier.update(&chunk)?;
+            file.write_all(&chunk).map_err(|source| SpoolError::Write { digest, source })?;
+        }
+        Ok(())
+    }
+}
+
+/// An HMAC that is computed in a thread of its own, or here where there is but one processor.
+enum Beside<'scope> {
+    Here(LayerMac),
+    There(SyncSender<Bytes>, ScopedJoinHandle<'scope, LayerMac>),
+}
+
+impl<'scope> Beside<'scope> {
+    fn new(scope: &'scope Scope<'scope, '_>, mut mac: LayerMac) -> Self {
+        if thread::available_parallelism().map_or(1, usize::from) == 1 {
+            return Self::Here(mac);
+        }
+        let (sender, receiver) = sync_channel::<Bytes>(IN_FLIGHT);
+        let thread = scope.spawn(move || {
+            receiver.iter().for_each(|chunk| mac.update(&chunk));
+            mac
+        });
+        Self::There(sender, thread)
+    }
+
+    fn update(&mut self, chunk: &Bytes) {
+        match self {
+            Self::Here(mac) => mac.update(chunk),
+            // A thread that is gone is noticed at the end.
+            Self::There(sender, _) => drop(sender.send(chunk.clone())),
+        }
+    }
+
+    fn finish(self) -> Result<LayerMac, OcicryptError> {
+        match self {
+            Self::Here(mac) => Ok(mac),
+            Self::There(sender, thread) => {
+                drop(sender);
+                thread.join().map_err(|_| OcicryptError::Hmac)
+            }
+        }
     }
 }
 

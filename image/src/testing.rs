@@ -5,7 +5,7 @@ use crate::{
     layout::Layout,
     manifest::Descriptor,
     media_type::{Compression, OCI_CONFIG, OCI_MANIFEST},
-    ocicrypt::{Envelope, Kek, LayerKey, seal},
+    ocicrypt::{Envelope, Kek, LayerKey, Recipient, seal},
     plan::LayerPlan,
 };
 use flate2::{Compression as Level, write::GzEncoder};
@@ -29,10 +29,14 @@ pub(crate) fn kek() -> Kek {
     Kek::from_bytes(&[7; 32]).unwrap()
 }
 
+/// A recipient's keys: `openssl genrsa -traditional 2048`, `openssl ecparam -name prime256v1 -genkey -noout`.
+pub(crate) const RSA_PRIVATE: &[u8] = include_bytes!("../tests/fixtures/jwe/rsa.pem");
+pub(crate) const EC_PRIVATE: &[u8] = include_bytes!("../tests/fixtures/jwe/ec.pem");
+
 /// Annotations of some encrypted layer.
 pub(crate) fn sealed_annotations() -> BTreeMap<String, String> {
     let layer = seal(b"layer".as_slice(), &mut Vec::new(), |_| ()).unwrap();
-    Envelope::annotations(&layer, KID, &kek()).unwrap()
+    Envelope::annotations(&layer, &[Recipient::Broker(KID, &kek())]).unwrap()
 }
 
 /// A plan for `blob` as it is.
@@ -45,7 +49,7 @@ pub(crate) fn plain_plan(blob: &[u8]) -> LayerPlan {
 pub(crate) fn sealed_plan(blob: &[u8]) -> (Vec<u8>, LayerPlan, LayerKey) {
     let mut cipher = Vec::new();
     let layer = seal(blob, &mut cipher, |_| ()).unwrap();
-    let envelope = Envelope::parse(&Envelope::annotations(&layer, KID, &kek()).unwrap()).unwrap();
+    let envelope = Envelope::parse(&Envelope::annotations(&layer, &[Recipient::Broker(KID, &kek())]).unwrap()).unwrap();
     let key = envelope.open(&envelope.packets()[0], &kek()).unwrap();
     let plan = LayerPlan { envelope: Some(envelope), ..plain_plan(&cipher) };
     (cipher, LayerPlan { diff_id: Digest::of(blob), ..plan }, key)

@@ -6,7 +6,7 @@ use image::{
     layer::unpack_layer,
     layout::Layout,
     ocicrypt::{Kek, LayerKey},
-    plan::{LayerPlan, plan_layers},
+    plan::{LayerPlan, Mixed, plan_layers},
     spool::{SpoolError, spool},
     unpack::Limits,
 };
@@ -29,7 +29,7 @@ fn plans(layout: &Layout) -> Vec<(LayerPlan, LayerKey)> {
         let key = envelope.open(&envelope.packets()[0], &kek()).unwrap();
         (plan, key)
     };
-    plan_layers(&image.manifest, &image.config).unwrap().into_iter().map(open).collect()
+    plan_layers(&image.manifest, &image.config, Mixed::Refused).unwrap().into_iter().map(open).collect()
 }
 
 /// Not as root, the archives' owner cannot be set.

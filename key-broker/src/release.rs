@@ -15,6 +15,11 @@ pub(crate) fn decide(claims: &Claims, rule: Option<&Rule>, stored: bool, develop
     };
     rule.in_force(now)?;
     rule.check(claims)?;
+    if claims.tee == Tee::Tpm && !rule.names_tpm() && !development {
+        return Err(
+            "the release rule does not say whose TPM it means, and anybody can emulate one; name its key (tpm.ak) in the rule".into()
+        );
+    }
     if stored { Ok(()) } else { Err("it has a release rule but no content; store it".into()) }
 }
 
@@ -28,7 +33,24 @@ pub(crate) fn sample_refused() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attestation::Details;
+    use attestation::{Details, tpm::TpmClaims};
+
+    #[test]
+    fn a_tpm_without_a_name_is_for_development() {
+        let claims = Claims {
+            tee: Tee::Tpm,
+            launch_measurement: vec![1; 32],
+            init_data: vec![2; 32],
+            report_data: vec![],
+            details: Details::Tpm(TpmClaims { ak: vec![3; 32], pcrs: Vec::new() }),
+        };
+        let digest = format!("sha256:{}", "02".repeat(32)).parse().unwrap();
+        let rule = Rule::exactly(Tee::Tpm, &[1; 32], &digest).unwrap();
+        assert_eq!(decide(&claims, Some(&rule), true, true, 0), Ok(()));
+        assert!(decide(&claims, Some(&rule), true, false, 0).unwrap_err().contains("tpm.ak"));
+        let named = Rule::parse(&format!("{}\n[tpm]\nak = '{}'\n", rule.text(), "03".repeat(32))).unwrap();
+        assert_eq!(decide(&claims, Some(&named), true, false, 0), Ok(()));
+    }
 
     #[test]
     fn nothing_is_released_without_a_rule_a_content_and_a_tee() {

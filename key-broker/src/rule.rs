@@ -19,6 +19,12 @@
 //! snp.id_key = "77ab…"                   # SHA-384 of the key that signed the ID block
 //! snp.min_tcb.milan = { snp = 23, microcode = 213 }
 //! ```
+//!
+//! A TPM is whoever's emulator it is, until its attestation key is named. Outside of development it has to be:
+//!
+//! ```toml
+//! tpm.ak = "6b1f…"                       # SHA-256 of the key, as `cloister check --launch` shows it
+//! ```
 
 use crate::validity::{self, Validity};
 use attestation::{
@@ -51,6 +57,8 @@ pub struct Rule {
     init_data: Vec<InitdataDigest>,
     snp: snp::Requirements,
     tdx: tdx::Requirements,
+    /// SHA-256 of the attestation keys of TPMs; empty where none is named.
+    tpm_ak: Vec<Vec<u8>>,
     validity: Validity,
 }
 
@@ -70,10 +78,17 @@ struct Document {
     init_data: OneOrMore,
     snp: Option<snp::Requirements>,
     tdx: Option<tdx::Requirements>,
+    tpm: Option<TpmTable>,
     #[serde(default)]
     valid_from: Option<toml::value::Datetime>,
     #[serde(default)]
     valid_until: Option<toml::value::Datetime>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TpmTable {
+    ak: OneOrMore,
 }
 
 /// The text of a rule with one entry each, for tools that write one.
@@ -129,9 +144,17 @@ impl Rule {
             }
         };
         let init_data = document.init_data.read("init_data", |digest| digest.parse().map_err(|e| format!("{e}")))?;
+        let digest = |digits: &str| match hex::decode(digits) {
+            Ok(digest) if digest.len() == 32 => Ok(digest),
+            _ => Err(format!("{digits:?} is not 32 bytes of hex")),
+        };
+        let tpm_ak = document.tpm.map_or(Ok(Vec::new()), |table| table.ak.read("tpm.ak", digest))?;
+        if !tpm_ak.is_empty() && !tee.contains(&Tee::Tpm) {
+            return Err(RuleError("there is a table [tpm], but tee does not name tpm".into()));
+        }
         let validity = validity::Written { valid_from: document.valid_from, valid_until: document.valid_until };
         let validity = Validity::read(validity).map_err(RuleError)?;
-        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data, snp, tdx, validity })
+        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data, snp, tdx, tpm_ak, validity })
     }
 
     /// The rule that releases to this TEE, this measurement (raw digest) and this initdata.
@@ -144,6 +167,11 @@ impl Rule {
     /// The text, as it was read.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether the rule says whose TPM is meant.
+    pub(crate) fn names_tpm(&self) -> bool {
+        !self.tpm_ak.is_empty()
     }
 
     /// Whether the rule counts `now` (seconds since 1970); else why not.
@@ -167,6 +195,12 @@ impl Rule {
             let remedy = "start the VM with that initdata, or add the digest of this one to the rule";
             return Err(mismatch("init_data", &shown(&claims.init_data), &self.init_data, remedy));
         }
+        if let (Details::Tpm(tpm), true) = (&claims.details, self.names_tpm())
+            && !self.tpm_ak.contains(&tpm.ak)
+        {
+            let wanted: Vec<String> = self.tpm_ak.iter().map(hex::encode).collect();
+            return Err(mismatch("tpm.ak", &hex::encode(&tpm.ak), &wanted, "run it where that TPM is, or add this key to the rule"));
+        }
         match (claims.tee, &claims.details) {
             (Tee::Snp, Details::Snp(claims)) => self.snp.check(claims),
             (Tee::Tdx, Details::Tdx(claims)) => self.tdx.check(claims),
@@ -183,6 +217,7 @@ impl Rule {
 mod tests {
     use super::*;
     use attestation::snp::{Generation, Report, SigningKey, SnpClaims, Tcb, testing::milan};
+    use attestation::tpm::TpmClaims;
 
     const MEASUREMENT: &str = "111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111";
     const INITDATA: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
@@ -259,6 +294,21 @@ mod tests {
             let refusal = rule.check(&claims).unwrap_err();
             assert!(refusal.starts_with(&wanted) && !refusal.contains('\n'), "{refusal}");
         }
+    }
+
+    #[test]
+    fn a_tpm_is_known_by_its_key() {
+        let of_tpm = text().replace("\"sample\"", "\"tpm\"");
+        let details = |ak: u8| Details::Tpm(TpmClaims { ak: vec![ak; 32], pcrs: Vec::new() });
+        let claims = |ak| Claims { tee: Tee::Tpm, details: details(ak), ..claims() };
+        let open = Rule::parse(&of_tpm).unwrap();
+        assert!(open.check(&claims(9)).is_ok() && !open.names_tpm());
+        let rule = Rule::parse(&format!("{of_tpm}tpm.ak = '{}'\n", "09".repeat(32))).unwrap();
+        assert!(rule.check(&claims(9)).is_ok() && rule.names_tpm());
+        let refusal = rule.check(&claims(8)).unwrap_err();
+        assert!(refusal.starts_with(&format!("tpm.ak is {}, the release rule wants {}; ", "08".repeat(32), "09".repeat(32))), "{refusal}");
+        assert!(Rule::parse(&format!("{of_tpm}tpm.ak = '00'\n")).is_err());
+        assert!(Rule::parse(&format!("{}tpm.ak = '{}'\n", text(), "09".repeat(32))).unwrap_err().to_string().contains("does not name tpm"));
     }
 
     #[test]

@@ -214,10 +214,17 @@ impl ContainerRule {
         }
         self.capabilities(overrides, allow, &mut found);
         found.both_ways("mount at", "mounts", &self.mounts, &overrides.mounts, |mount| allow.mounts.allows(|m| m == mount));
-        found.both_ways("sysctl", "sysctls", &self.sysctls, &overrides.sysctls, |sysctl| allow.sysctls.allows(|s| s == sysctl));
+        let sysctls: Vec<String> = overrides.sysctls.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let allowed = |sysctl: &String| sysctl.split_once('=').is_some_and(|(n, v)| allow.sysctls.allows(|entry| covers_env(entry, n, v)));
+        found.both_ways("sysctl", "sysctls", &self.sysctls, &sysctls, allowed);
+        for device in overrides.devices.iter().filter(|device| !allow.devices.allows(|entry| entry == *device)) {
+            found.add(format!("device {}", short(device)), "image", "what needs it there, or the device into allow.devices,");
+        }
         let flags = [
             ("a read-only root", "read_only", overrides.read_only, self.read_only, false),
             ("no_new_privileges", "no_new_privileges", overrides.no_new_privileges, self.no_new_privileges, false),
+            ("all devices of the guest", "image", overrides.privileged, false, allow.privileged),
+            ("the pod's process namespace", "image", overrides.share_processes, false, allow.share_processes),
             ("a terminal", "terminal", wanted.stdio.terminal || overrides.terminal, self.terminal, allow.terminal),
             ("standard input", "stdin", wanted.stdio.stdin, self.stdin, allow.stdin),
         ];

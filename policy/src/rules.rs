@@ -24,6 +24,9 @@ pub struct ImageRule {
     /// Narrows it to references into this repository, without tag and digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
+    /// Some of its layers may be plain while others are encrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mixed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +38,9 @@ pub(crate) struct AllowRules {
     pub(crate) cwd: Allow<String>,
     pub(crate) capabilities: Allow<String>,
     pub(crate) mounts: Allow<String>,
+    pub(crate) devices: Allow<String>,
     pub(crate) sysctls: Allow<String>,
+    pub(crate) privileged: bool,
     pub(crate) copy_in: Allow<String>,
     pub(crate) exec: Allow<Vec<String>>,
     pub(crate) signals: Allow<u32>,
@@ -44,6 +49,8 @@ pub(crate) struct AllowRules {
     pub(crate) stdin: bool,
     pub(crate) output: bool,
     pub(crate) stats: bool,
+    pub(crate) share_processes: bool,
+    pub(crate) port_forward: Allow<u16>,
 }
 
 impl Default for AllowRules {
@@ -55,7 +62,9 @@ impl Default for AllowRules {
             cwd: Allow::default(),
             capabilities: Allow::default(),
             mounts: Allow::default(),
+            devices: Allow::default(),
             sysctls: Allow::default(),
+            privileged: false,
             copy_in: Allow::default(),
             exec: Allow::default(),
             signals: Allow::default(),
@@ -66,6 +75,8 @@ impl Default for AllowRules {
             // of processes, pages and processor time are what a host can count from outside anyway.
             output: true,
             stats: true,
+            share_processes: false,
+            port_forward: Allow::default(),
         }
     }
 }
@@ -121,6 +132,8 @@ impl Rules {
             ("allow.exec", allow.exec.length()),
             ("allow.signals", allow.signals.length()),
             ("allow.secrets", allow.secrets.length()),
+            ("allow.devices", allow.devices.length()),
+            ("allow.port_forward", allow.port_forward.length()),
         ];
         if let Some((key, _)) = lengths.iter().find(|(_, length)| length.is_some_and(|n| n > MAX_ENTRIES)) {
             return Err(PolicyError(format!("{key}: more than {MAX_ENTRIES} entries")));

@@ -4,6 +4,7 @@
 //! [[image]]                          # without any [[image]] and [[container]]: every image that verifies
 //! digest = "sha256:9f2c…"            # of the manifest, or of the index above it
 //! repository = "ghcr.io/acme/api"    # narrows it further
+//! mixed = true                       # some of its layers may be plain while others are encrypted
 //!
 //! [[container]]                      # what must be, exactly: see [`crate::container`]
 //!
@@ -18,8 +19,10 @@
 //! user = ["1000:1000"]
 //! cwd = ["/srv"]
 //! capabilities = ["CAP_NET_ADMIN"]   # beyond the runtime's default set
-//! mounts = ["/scratch"]              # tmpfs by destination
-//! sysctls = ["kernel.shmmax=1000"]
+//! mounts = ["/etc/resolv.conf", "/tmp:noexec"] # by destination; what the host fills them with is its choice
+//! devices = ["/dev/tpm0"]            # of the guest; a host has none to give
+//! sysctls = ["net.core.somaxconn=1024"] # of the pod's network: a name with any value, or a name with this value
+//! privileged = false                 # every device of the guest, and its /sys writable: the container then is the guest
 //! copy_in = ["/etc/tls", "/etc/app.toml=sha256:…"] # files: anything below a path, or one with this content
 //! exec = false                       # whole command lines
 //! signals = [1, 10]                  # beyond INT, QUIT, KILL and TERM
@@ -28,6 +31,8 @@
 //! stdin = false
 //! output = true                      # stdout and stderr reach the host
 //! stats = true                       # numbers of processes, memory and processor time reach the host
+//! share_processes = false            # containers of the pod see each other's processes
+//! port_forward = false               # ports of the pod's loopback
 //! ```
 //!
 //! Every entry of a list is compared whole; there are no regular expressions, and `*` stands only at an end.
@@ -85,14 +90,20 @@ pub struct Overrides {
     pub dropped_capabilities: Vec<String>,
     /// Destinations of mounts beyond the default set, with options that are not the usual ones.
     pub mounts: Vec<String>,
-    /// `name=value` of kernel parameters of its IPC namespace.
-    pub sysctls: Vec<String>,
     /// A read-only root file system. That alone is no denial: it takes away.
     pub read_only: bool,
     /// Set-user-id programs gain nothing. That alone is no denial: it takes away.
     pub no_new_privileges: bool,
+    /// Devices of the guest beyond the usual ones.
+    pub devices: Vec<String>,
+    /// Kernel parameters of the IPC namespace and of the pod's network, name and value.
+    pub sysctls: Vec<(String, String)>,
+    /// All devices of the guest.
+    pub privileged: bool,
     /// A terminal instead of pipes.
     pub terminal: bool,
+    /// The process namespace of the pod instead of one of its own.
+    pub share_processes: bool,
 }
 
 /// Streams that the host wants to connect.
@@ -184,6 +195,18 @@ impl Policy {
         Ok(())
     }
 
+    /// May some layers of this image be plain while others are encrypted? `digests` are those of its manifest and of the index above
+    /// it. Only where the owner pinned the image: else whoever holds the registry could put a layer over the encrypted ones.
+    pub fn mixed(&self, digests: &[&str]) -> bool {
+        self.rules.as_ref().is_some_and(|rules| {
+            rules
+                .image
+                .iter()
+                .chain(rules.container.iter().map(|c| &c.image))
+                .any(|rule| rule.mixed && digests.contains(&rule.digest.as_str()))
+        })
+    }
+
     /// May the host change these things?
     pub fn overrides(&self, overrides: &Overrides) -> Result<(), Denial> {
         let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
@@ -212,10 +235,28 @@ impl Policy {
         for mount in &overrides.mounts {
             one(&Some(mount.clone()), &allow.mounts, "mount at", "mounts")?;
         }
-        for sysctl in &overrides.sysctls {
-            one(&Some(sysctl.clone()), &allow.sysctls, "sysctl", "sysctls")?;
+        if overrides.share_processes && !allow.share_processes {
+            return Err(off("the pod's process namespace", "share_processes"));
+        }
+        for device in &overrides.devices {
+            one(&Some(device.clone()), &allow.devices, "device", "devices")?;
+        }
+        for (name, value) in &overrides.sysctls {
+            if !allow.sysctls.allows(|entry| covers_env(entry, name, value)) {
+                let setting = short(&format!("{name}={value}"));
+                return Err(not_allowed(format!("sysctl {setting}"), "sysctls", &format!("{setting:?}")));
+            }
+        }
+        if overrides.privileged && !allow.privileged {
+            let remedy = "set allow.privileged = true".to_owned();
+            return Err(denial("a privileged container".into(), "allow.privileged is false", remedy));
         }
         self.stdio(Stdio { terminal: overrides.terminal, ..Stdio::default() })
+    }
+
+    /// May the host fill or hide what is at this place of the container? Without a refusal, for mounts that a container can do without.
+    pub fn lets_mount(&self, destination: &str) -> bool {
+        self.rules.as_ref().is_none_or(|rules| rules.allow.mounts.allows(|allowed| allowed == destination))
     }
 
     /// May the host run one more process with this command line in a container?
@@ -237,10 +278,19 @@ impl Policy {
         ];
         for (asked, allowed, what, key) in wanted {
             if asked && !allowed {
-                return Err(denial(what.into(), &format!("allow.{key} is false"), format!("set allow.{key} = true")));
+                return Err(off(what, key));
             }
         }
         Ok(())
+    }
+
+    /// May the host connect to this port of the pod's loopback?
+    pub fn port_forward(&self, port: u16) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        if allow.port_forward.allows(|allowed| *allowed == port) {
+            return Ok(());
+        }
+        Err(not_allowed(format!("connection to port {port}"), "port_forward", &port.to_string()))
     }
 
     /// May the host send this signal?
@@ -314,6 +364,10 @@ fn denial(asked: String, rule: &str, remedy: String) -> Denial {
     Denial { asked, rule: rule.into(), remedy: format!("{remedy} in policy.toml of the initdata") }
 }
 
+fn off(asked: &str, key: &str) -> Denial {
+    denial(asked.into(), &format!("allow.{key} is false"), format!("set allow.{key} = true"))
+}
+
 fn not_allowed(asked: String, key: &str, entry: &str) -> Denial {
     denial(asked, &format!("allow.{key} does not have it"), format!("add {entry} to allow.{key}"))
 }
@@ -350,8 +404,11 @@ mod tests {
             ("allow.cwd", Overrides { cwd: Some("/tmp".into()), ..none.clone() }),
             ("allow.capabilities", Overrides { capabilities: strings(&["CAP_SYS_ADMIN"]), ..none.clone() }),
             ("allow.mounts", Overrides { mounts: strings(&["/etc"]), ..none.clone() }),
-            ("allow.sysctls", Overrides { sysctls: strings(&["kernel.shmmax=1"]), ..none.clone() }),
-            ("allow.terminal", Overrides { terminal: true, ..none }),
+            ("allow.devices", Overrides { devices: strings(&["/dev/tpm0"]), ..none.clone() }),
+            ("allow.sysctls", Overrides { sysctls: vec![("net.ipv4.ip_forward".into(), "1".into())], ..none.clone() }),
+            ("allow.privileged", Overrides { privileged: true, ..none.clone() }),
+            ("allow.terminal", Overrides { terminal: true, ..none.clone() }),
+            ("allow.share_processes", Overrides { share_processes: true, ..none }),
         ]
     }
 
@@ -365,6 +422,7 @@ mod tests {
         assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
         assert_eq!(policy.image(&image("x", OTHER)), Ok(()));
         assert_eq!(policy.signal(10), Ok(()));
+        assert_eq!(policy.port_forward(80), Ok(()));
         assert_eq!(policy.stdio(Stdio { stdin: true, output: true, terminal: true }), Ok(()));
     }
 
@@ -383,6 +441,7 @@ mod tests {
         assert!(policy.exec(&strings(&["id"])).is_err());
         assert!(policy.stdio(Stdio { stdin: true, ..Stdio::default() }).is_err());
         assert!(policy.signal(10).is_err());
+        assert!(policy.port_forward(80).is_err());
         assert_eq!(policy.signal(15), Ok(()));
     }
 
@@ -410,10 +469,19 @@ mod tests {
     }
 
     #[test]
+    fn layers_are_mixed_only_in_an_image_that_is_pinned_so() {
+        let policy = Policy::parse(&format!("[[image]]\ndigest = {DIGEST:?}\nmixed = true\n[[image]]\ndigest = {OTHER:?}\n")).unwrap();
+        assert!(policy.mixed(&[DIGEST]) && policy.mixed(&["sha256:x", DIGEST]) && !policy.mixed(&[OTHER]) && !policy.mixed(&[]));
+        assert!(!Policy::from_initdata(None).unwrap().mixed(&[DIGEST]));
+    }
+
+    #[test]
     fn lists_allow_what_they_name_and_no_more() {
         let policy = Policy::parse(
             "[allow]\nargs = [[\"/bin/sh\", \"-c\", \"id\"]]\nenv = [\"TZ\", \"MODE=batch\"]\nuser = [\"0:0\"]\ncwd = [\"/tmp\"]\n\
-             capabilities = [\"CAP_SYS_ADMIN\"]\nmounts = [\"/etc\"]\nsysctls = [\"kernel.shmmax=1\"]\nexec = [[\"id\"]]\nsignals = [10]\nterminal = true\noutput = false\n",
+             capabilities = [\"CAP_SYS_ADMIN\"]\nmounts = [\"/etc\"]\ndevices = [\"/dev/tpm0\"]\n\
+             sysctls = [\"net.ipv4.ip_forward=1\"]\nprivileged = true\nexec = [[\"id\"]]\nsignals = [10]\nterminal = true\n\
+             share_processes = true\nport_forward = [8080]\noutput = false\n",
         )
         .unwrap();
         for (key, overrides) in each_override() {
@@ -425,10 +493,15 @@ mod tests {
         let text = policy.overrides(&env("MODE", "hunter2")).unwrap_err().to_string();
         assert!(!text.contains("hunter2"), "a value is not repeated: {text}");
         assert!(policy.overrides(&Overrides { args: Some(strings(&["/bin/sh", "-c"])), ..Overrides::default() }).is_err());
+        let forward = |value: &str| Overrides { sysctls: vec![("net.ipv4.ip_forward".into(), value.into())], ..Overrides::default() };
+        assert!(policy.overrides(&forward("0")).unwrap_err().to_string().contains("net.ipv4.ip_forward=0"));
+        assert!(policy.lets_mount("/etc") && !policy.lets_mount("/etc/hosts"));
         assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
         assert!(policy.exec(&strings(&["id", "-u"])).is_err());
         assert_eq!(policy.signal(10), Ok(()));
         assert!(policy.signal(12).is_err());
+        assert_eq!(policy.port_forward(8080), Ok(()));
+        assert!(policy.port_forward(8081).unwrap_err().to_string().contains("allow.port_forward"));
         assert!(policy.stdio(Stdio { output: true, ..Stdio::default() }).is_err());
     }
 

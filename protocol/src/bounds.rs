@@ -18,12 +18,26 @@ pub const MAX_INTERFACES: usize = 16;
 pub const MAX_ADDRESSES: usize = 32;
 /// Most routes of a pod.
 pub const MAX_ROUTES: usize = 128;
+/// Most permanent neighbours of a pod.
+pub const MAX_NEIGHBOURS: usize = 128;
+/// Most name servers, search domains or options of a pod; Kubernetes allows 3, 32 and a handful.
+pub const MAX_DNS: usize = 64;
+/// Most kernel parameters of a pod.
+pub const MAX_SYSCTLS: usize = 128;
+/// Longest name or value of a kernel parameter, in bytes.
+pub const MAX_SYSCTL: usize = 256;
 /// Longest hostname (`HOST_NAME_MAX`, limits.h).
 pub const MAX_HOSTNAME: usize = 64;
 /// Longest interface name (`IFNAMSIZ` - 1, linux/if.h).
 pub const MAX_IFNAME: usize = 15;
 /// Most registries that are reached by plain HTTP.
 pub const MAX_PLAIN_HTTP: usize = 64;
+/// Longest path (`PATH_MAX`).
+pub const MAX_PATH: usize = crate::volume::MAX_PATH;
+/// Most volumes of a container.
+pub const MAX_VOLUMES: usize = crate::volume::MAX_VOLUMES;
+/// Highest permission bits of an empty directory.
+pub const MAX_MODE: u32 = 0o3777;
 /// Highest signal number (`_NSIG`).
 pub const MAX_SIGNAL: u32 = 64;
 /// Highest width and height of a terminal (`struct winsize` holds 16 bits).
@@ -98,6 +112,15 @@ impl Bounded for api::CreateSandboxRequest {
         for route in &self.routes {
             route.check()?;
         }
+        at_most(self.neighbours.len(), MAX_NEIGHBOURS, "neighbours", "entries")?;
+        for neighbour in &self.neighbours {
+            neighbour.check()?;
+        }
+        self.dns.check()?;
+        at_most(self.sysctls.len(), MAX_SYSCTLS, "sysctls", "entries")?;
+        for (name, value) in &self.sysctls {
+            check_sysctl(name, value)?;
+        }
         at_most(self.initdata.len(), MAX_INITDATA, "initdata", "bytes")?;
         ensure((0..=253_402_300_799).contains(&self.host_time), "host_time", "seconds since 1970, up to the year 9999")
     }
@@ -117,8 +140,53 @@ impl Bounded for api::Route {
     fn check(&self) -> Result<(), BoundError> {
         check_ifname("routes.interface", &self.interface)?;
         ensure(self.destination.is_empty() || is_cidr(&self.destination), "routes.destination", "CIDR notation or empty")?;
-        ensure(self.gateway.is_empty() || self.gateway.parse::<std::net::IpAddr>().is_ok(), "routes.gateway", "an address or empty")
+        ensure(self.gateway.is_empty() || is_address(&self.gateway), "routes.gateway", "an address or empty")?;
+        ensure(self.source.is_empty() || is_address(&self.source), "routes.source", "an address or empty")
     }
+}
+
+impl Bounded for api::Neighbour {
+    fn check(&self) -> Result<(), BoundError> {
+        check_ifname("neighbours.interface", &self.interface)?;
+        ensure(is_address(&self.address), "neighbours.address", "an address")?;
+        ensure(self.mac.len() == 6, "neighbours.mac", "six bytes")
+    }
+}
+
+impl Bounded for api::Dns {
+    fn check(&self) -> Result<(), BoundError> {
+        at_most(self.servers.len(), MAX_DNS, "dns.servers", "entries")?;
+        ensure(self.servers.iter().all(|s| is_address(s)), "dns.servers", "addresses")?;
+        // They become words of a file whose lines mean something.
+        for (field, words) in [("dns.searches", &self.searches), ("dns.options", &self.options)] {
+            at_most(words.len(), MAX_DNS, field, "entries")?;
+            ensure(words.iter().all(|w| is_word(w)), field, "letters, digits, '.', '-', '_' and ':', at most 255 bytes")?;
+        }
+        Ok(())
+    }
+}
+
+fn is_word(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':'))
+}
+
+fn is_address(text: &str) -> bool {
+    text.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// A name becomes a path below /proc/sys: words between single dots, or between slashes where a word has a dot in it (an interface).
+fn check_sysctl(name: &str, value: &str) -> Result<(), BoundError> {
+    at_most(name.len(), MAX_SYSCTL, "sysctls", "bytes")?;
+    let separator = if name.contains('/') { '/' } else { '.' };
+    let word = |word: &str| {
+        !word.is_empty()
+            && word != "."
+            && word != ".."
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'@'))
+    };
+    ensure(name.split(separator).all(word), "sysctls", "names as net.core.somaxconn")?;
+    at_most(value.len(), MAX_SYSCTL, "sysctls", "bytes")?;
+    ensure(value.bytes().all(|b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t')), "sysctls", "values of one line")
 }
 
 fn check_ifname(field: &'static str, name: &str) -> Result<(), BoundError> {
@@ -155,6 +223,49 @@ impl Bounded for api::CreateContainerRequest {
         at_most(self.spec.len(), MAX_SPEC, "spec", "bytes")?;
         at_most(self.plain_http_registries.len(), MAX_PLAIN_HTTP, "plain_http_registries", "entries")?;
         ensure(self.plain_http_registries.iter().all(|r| is_host(r)), "plain_http_registries", "host[:port]")
+    }
+}
+
+impl Bounded for api::PrepareVolumesRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        at_most(self.volumes.len(), MAX_VOLUMES, "volumes", "entries")?;
+        self.volumes.iter().try_for_each(Bounded::check)?;
+        let mut destinations: Vec<&str> = self.volumes.iter().map(|volume| volume.destination.as_str()).collect();
+        destinations.sort_unstable();
+        ensure(destinations.windows(2).all(|pair| pair[0] != pair[1]), "volumes.destination", "each once")
+    }
+}
+
+impl Bounded for api::Volume {
+    fn check(&self) -> Result<(), BoundError> {
+        at_most(self.destination.len(), MAX_PATH, "volumes.destination", "bytes")?;
+        let shortest = |path: &str| path.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
+        ensure(
+            self.destination.starts_with('/') && !self.destination.contains('\0') && shortest(&self.destination),
+            "volumes.destination",
+            "an absolute path in its shortest spelling, not the root",
+        )?;
+        ensure(self.kind.enum_value().is_ok(), "volumes.kind", "one of the known kinds")?;
+        ensure(self.mode <= MAX_MODE, "volumes.mode", format!("at most {MAX_MODE:o}"))?;
+        match self.kind.enum_value() {
+            Ok(api::VolumeKind::EMPTY | api::VolumeKind::EMPTY_MEMORY) => check_id("volumes.name", &self.name),
+            Ok(api::VolumeKind::DISK) => {
+                // Never the scratch disk's.
+                let number = self.name.strip_prefix("disk").unwrap_or_default();
+                let plain = (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+                ensure(plain, "volumes.name", "disk and a number")?;
+                ensure(self.destination.starts_with("/dev/"), "volumes.destination", "below /dev")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Bounded for api::ReadVolumeRequest {
+    fn check(&self) -> Result<(), BoundError> {
+        check_id("container_id", &self.container_id)?;
+        ensure((self.number as usize) < MAX_VOLUMES, "number", format!("below {MAX_VOLUMES}"))
     }
 }
 
@@ -241,6 +352,78 @@ mod tests {
             request.hostname = hostname.to_owned();
             assert_eq!(request.check().unwrap_err().field, "hostname");
         }
+    }
+
+    #[test]
+    fn names_of_a_resolver_cannot_carry_a_line() {
+        let mut dns = api::Dns { servers: vec!["10.0.0.10".into(), "fd00::10".into()], ..Default::default() };
+        dns.searches = vec!["default.svc.cluster.local".into()];
+        dns.options = vec!["ndots:5".into()];
+        assert_eq!(dns.check(), Ok(()));
+        for word in ["a\nnameserver 6.6.6.6", "a b", "", &"a".repeat(256)] {
+            assert_eq!(api::Dns { searches: vec![word.to_owned()], ..Default::default() }.check().unwrap_err().field, "dns.searches");
+            assert_eq!(api::Dns { options: vec![word.to_owned()], ..Default::default() }.check().unwrap_err().field, "dns.options");
+        }
+        for server in ["dns.example", "10.0.0.10\n", ""] {
+            assert_eq!(api::Dns { servers: vec![server.into()], ..Default::default() }.check().unwrap_err().field, "dns.servers");
+        }
+        let many = api::Dns { servers: vec!["::1".into(); MAX_DNS + 1], ..Default::default() };
+        assert_eq!(many.check().unwrap_err().field, "dns.servers");
+    }
+
+    #[test]
+    fn a_kernel_parameter_stays_below_its_directory() {
+        for name in ["net.core.somaxconn", "net/ipv4/conf/eth0.1/rp_filter", "kernel.shm_rmid_forced", "fs.mqueue.msg_max"] {
+            assert_eq!(check_sysctl(name, "1 2"), Ok(()), "{name}");
+        }
+        for name in ["", ".", "..", "net..x", "net/../kernel/core_pattern", "/etc/passwd", "net. x", "a\0b", &"a".repeat(MAX_SYSCTL + 1)] {
+            assert_eq!(check_sysctl(name, "1").unwrap_err().field, "sysctls", "{name}");
+        }
+        for value in ["a\nb", "\0", &"1".repeat(MAX_SYSCTL + 1)] {
+            assert_eq!(check_sysctl("net.core.somaxconn", value).unwrap_err().field, "sysctls");
+        }
+        let request = api::CreateSandboxRequest {
+            sandbox_id: "s".into(),
+            sysctls: (0..=MAX_SYSCTLS).map(|n| (format!("net.x{n}"), "1".to_owned())).collect(),
+            ..Default::default()
+        };
+        assert_eq!(request.check().unwrap_err().field, "sysctls");
+    }
+
+    #[test]
+    fn neighbours_and_routes_are_addresses() {
+        let good = api::Neighbour { interface: "eth0".into(), address: "169.254.1.1".into(), mac: vec![2; 6], ..Default::default() };
+        assert_eq!(good.check(), Ok(()));
+        assert!(api::Neighbour { address: "169.254.1.1/32".into(), ..good.clone() }.check().is_err());
+        assert!(api::Neighbour { mac: vec![2; 7], ..good.clone() }.check().is_err());
+        assert!(api::Neighbour { interface: "../x".into(), ..good }.check().is_err());
+        let route = api::Route { interface: "eth0".into(), source: "x".into(), ..Default::default() };
+        assert_eq!(route.check().unwrap_err().field, "routes.source");
+    }
+
+    #[test]
+    fn volumes_are_bounded() {
+        let volume = |destination: &str| api::Volume { destination: destination.into(), ..Default::default() };
+        let request = |volumes| api::PrepareVolumesRequest { container_id: "c".into(), volumes, ..Default::default() };
+        assert_eq!(request(vec![volume("/etc/x"), volume("/etc/y")]).check(), Ok(()));
+        for destination in ["", "/", "etc", "/a/../b", "/a//b", "/a/", "/.", "/a\0b", &format!("/{}", "x".repeat(MAX_PATH))] {
+            assert_eq!(request(vec![volume(destination)]).check().unwrap_err().field, "volumes.destination", "{destination:?}");
+        }
+        assert!(request(vec![volume("/a"), volume("/b"), volume("/a")]).check().is_err());
+        assert!(request((0..=MAX_VOLUMES).map(|n| volume(&format!("/{n}"))).collect()).check().is_err());
+        let unknown = api::Volume { kind: protobuf::EnumOrUnknown::from_i32(9), ..volume("/a") };
+        assert_eq!(unknown.check().unwrap_err().field, "volumes.kind");
+        let nameless = api::Volume { kind: api::VolumeKind::EMPTY.into(), name: "../x".into(), ..volume("/a") };
+        assert_eq!(nameless.check().unwrap_err().field, "volumes.name");
+        let disk = |destination: &str, name: &str| {
+            let kind = api::VolumeKind::DISK.into();
+            api::Volume { kind, name: name.into(), ..volume(destination) }.check()
+        };
+        assert_eq!(disk("/dev/xvda", "disk0"), Ok(()));
+        for (destination, name) in [("/dev/xvda", "scratch"), ("/dev/xvda", "disk"), ("/dev/xvda", "disk-1"), ("/data", "disk0")] {
+            assert!(disk(destination, name).is_err(), "{destination} {name}");
+        }
+        assert!(api::Volume { mode: 0o4755, ..volume("/a") }.check().is_err());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! - `api`: the messages and the ttrpc service, generated from `proto/agent.proto`.
 //! - [`bounds`]: the bound of every field, checked by the agent before it looks at anything else.
 //! - [`stream`]: the framing of stdio streams, one vsock connection each.
+//! - [`forward`]: TCP connections of the host to ports of the guest's loopback.
+//! - [`volume`]: what the host copies into the guest, one vsock connection for each copy.
 //! - [`courier`]: what the guest may ask of the host: blobs by digest, TCP tunnels.
 //! - [`console`]: the first line of a guest that is up, and the agent's log lines after it.
 //!
@@ -17,8 +19,10 @@ mod generated {
 pub mod bounds;
 pub mod console;
 pub mod courier;
+pub mod forward;
 pub mod line;
 pub mod stream;
+pub mod volume;
 
 pub use generated::{agent as api, agent_ttrpc as service};
 
@@ -31,6 +35,10 @@ pub mod guest_port {
     pub const RPC: u32 = 1024;
     /// Stdio streams, see [`crate::stream`].
     pub const STREAM: u32 = 1025;
+    /// See [`crate::forward`].
+    pub const FORWARD: u32 = 1026;
+    /// Copies of volumes, see [`crate::volume`].
+    pub const VOLUME: u32 = 1027;
 }
 
 /// Where the host listens, for this guest only.
@@ -46,6 +54,10 @@ pub mod host_port {
         if guest_cid == crate::OWN_DEVICE_CID { port } else { guest_cid.wrapping_mul(16).wrapping_add(port - CONSOLE) }
     }
 }
+
+/// The uid and gid by which a host says "whom the image says": it knows the user's name from the image's config, and not the files that
+/// give it a number. Sent by a host that means something else, it is the image's own user all the same.
+pub const IMAGE_USER: u32 = 2_147_483_646;
 
 /// Context id of a guest whose device serves it alone.
 pub const OWN_DEVICE_CID: u32 = 3;

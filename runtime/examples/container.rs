@@ -9,12 +9,12 @@ use protocol::{
 };
 use runtime::{
     config::Config,
-    courier::BlobSource,
+    courier::{Blob, BlobSource},
     sandbox::{Sandbox, SandboxSpec},
 };
 use std::{error::Error, io, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
 };
 use ttrpc::context::Context;
@@ -40,7 +40,7 @@ struct Layout(PathBuf);
 
 #[async_trait::async_trait]
 impl BlobSource for Layout {
-    async fn open(&self, digest: &str) -> io::Result<Option<(u64, Box<dyn AsyncRead + Send + Unpin>)>> {
+    async fn open(&self, digest: &str) -> io::Result<Option<Blob>> {
         let file = tokio::fs::File::open(self.0.join("blobs").join(digest.replace(':', "/"))).await?;
         Ok(Some((file.metadata().await?.len(), Box::new(file))))
     }

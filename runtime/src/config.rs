@@ -137,13 +137,17 @@ pub enum Accelerator {
 }
 
 /// What a guest may have of the node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Courier {
     /// Registries that are reached by plain HTTP, `host[:port]`.
     pub plain_http: Vec<String>,
     /// Further `host:port` that a guest may reach through the node.
     pub allow: Vec<String>,
+    /// Where blobs are kept that the guests of this node share.
+    pub cache_dir: PathBuf,
+    /// How much of them is kept in MiB, at most 16 TiB; 0 is nothing: each guest downloads by itself.
+    pub cache_mib: u64,
 }
 
 impl Default for Config {
@@ -159,6 +163,12 @@ impl Default for Config {
             tdx: TdxSettings::default(),
             vtpm: VtpmSettings::default(),
         }
+    }
+}
+
+impl Default for Courier {
+    fn default() -> Self {
+        Self { plain_http: Vec::new(), allow: Vec::new(), cache_dir: "/var/lib/cloister/blobs".into(), cache_mib: 10 << 10 }
     }
 }
 
@@ -220,6 +230,8 @@ impl Config {
         bound((128..=1 << 20).contains(&self.guest.memory_mib), "guest.memory_mib", "128 to 1048576 (1 TiB)")?;
         let scratch = self.guest.scratch_mib;
         bound(scratch == 0 || (64..=1 << 20).contains(&scratch), "guest.scratch_mib", "0, or 64 to 1048576 (1 TiB)")?;
+        bound(self.courier.cache_dir.is_absolute(), "courier.cache_dir", "an absolute path")?;
+        bound(self.courier.cache_mib <= 16 << 20, "courier.cache_mib", "0 to 16777216 (16 TiB)")?;
         bound(self.guest.cmdline_extra.len() <= 1024, "guest.cmdline_extra", "at most 1024 bytes")?;
         bound((1..=3600).contains(&self.vmm.boot_timeout_s), "vmm.boot_timeout_s", "1 to 3600 seconds")?;
         self.snp.check().map_err(|rule| ConfigError::Bound { path: path.to_owned(), key: "snp", rule: rule.to_string() })
@@ -302,6 +314,8 @@ mod tests {
             ("[vmm]\nboot_timeout_s = 0", "vmm.boot_timeout_s"),
             ("state_dir = 'run'", "state_dir"),
             ("[snp]\npolicy = 0xb0000", "snp"),
+            ("[courier]\ncache_dir = 'blobs'", "courier.cache_dir"),
+            ("[courier]\ncache_mib = 16777217", "courier.cache_mib"),
         ] {
             assert!(matches!(parse(text), Err(ConfigError::Bound { key: k, .. }) if k == key), "{text}");
         }

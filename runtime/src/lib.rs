@@ -10,3 +10,5 @@ pub mod sandbox;
 pub mod tee;
 pub mod vmm;
 pub mod vsock;
+
+pub use protocol::IMAGE_USER;

@@ -3,33 +3,36 @@
 use crate::{
     config::{Config, ConfigError},
     courier::Courier,
-    network::{self, Network, NetworkError},
+    network::{self, Loopback, Network, NetworkError},
     rate::Rate,
     record::{self, Record, RecordError},
     tee::{self, Machine, Request, TeeError},
     vmm::{
-        self, Cmdline, Command, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
+        self, Cmdline, Command, Disk, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
     },
     vsock::{Vsock, VsockListener, VsockStream},
 };
+use protobuf::MessageField;
 use protocol::{
     api, console, guest_port, host_port,
     line::{self, LineError},
     service::AgentClient,
     stream::StreamId,
+    volume::VolumeId,
 };
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
-use tokio::{io::BufReader, task::JoinSet, time::timeout};
+use tokio::{io::BufReader, sync::Semaphore, task::JoinSet, time::timeout};
 
 /// The oldest QEMU that any guest starts on.
 pub const OLDEST_QEMU: QemuVersion = QemuVersion { major: 7, minor: 2 };
@@ -41,6 +44,8 @@ const GONE: Duration = Duration::from_secs(10);
 const DYING: Duration = Duration::from_secs(2);
 /// How long the agent may take for CreateSandbox: it verifies nothing in it, it only reads.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most streams that are being connected at a time; the guest's queue holds 128.
+const MAX_CONNECTING: usize = 32;
 /// How long the end of a sandbox waits for what the agent says of itself.
 const INFO_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -59,10 +64,16 @@ pub struct SandboxSpec {
     pub initdata: Vec<u8>,
     /// Its digest, which an enclave reports; empty for none.
     pub initdata_digest: Vec<u8>,
+    /// Kernel parameters of the pod.
+    pub sysctls: BTreeMap<String, String>,
+    /// Where its containers look names up.
+    pub dns: api::Dns,
     /// Virtual CPUs, where not the configuration's.
     pub vcpus: Option<u32>,
     /// Memory in MiB, where not the configuration's.
     pub memory_mib: Option<u32>,
+    /// Disks of the host's; a guest gets none later.
+    pub disks: Vec<Disk>,
 }
 
 /// Configures the network namespace of a process, told by its id; the error is one line.
@@ -175,8 +186,10 @@ pub struct Sandbox {
     _helpers: Vec<Process>,
     courier: Arc<Courier>,
     agent: AgentClient,
-    /// The courier's and the console's tasks; they end with it.
-    _tasks: JoinSet<()>,
+    /// Streams that are being connected: more than the guest accepts at a time it refuses.
+    connecting: Semaphore,
+    /// The courier's, the console's and the port forwarder's tasks; they end with it.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl std::fmt::Debug for Sandbox {
@@ -243,6 +256,7 @@ impl Sandbox {
             memory_mib: spec.memory_mib.unwrap_or(config.guest.memory_mib),
             accelerator: choice.accelerator,
             scratch,
+            disks: spec.disks.clone(),
             vsock: device,
             taps: std::mem::take(&mut network.taps),
         };
@@ -256,7 +270,7 @@ impl Sandbox {
         record.note_vmm(process.pid())?;
         log_stage(&id, "qemu", &mut since);
 
-        let courier = Arc::new(Courier::new(&id, &config.courier.allow));
+        let courier = Arc::new(Courier::new(&id, &config.courier));
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_courier(requests, courier.clone()));
         let seconds = config.vmm.boot_timeout_s;
@@ -275,8 +289,22 @@ impl Sandbox {
             Err(error) => return Err(died_or(&id, &process, vsock_error(error)).await),
         };
         let agent = AgentClient::new(ttrpc::asynchronous::Client::new(ttrpc::asynchronous::transport::Socket::new(rpc)));
-        let sandbox = Self { id, state_dir: config.state_dir.clone(), vsock, process, _helpers: running, courier, agent, _tasks: tasks };
+        let sandbox = Self {
+            id,
+            state_dir: config.state_dir.clone(),
+            vsock,
+            process,
+            _helpers: running,
+            courier,
+            agent,
+            connecting: Semaphore::new(MAX_CONNECTING),
+            tasks: Mutex::new(tasks),
+        };
+        let netns = spec.netns.clone();
         sandbox.create(spec, network).await?;
+        if let Some(netns) = netns {
+            sandbox.forward_ports(&netns).await;
+        }
         log_stage(&sandbox.id, "sandbox", &mut since);
         Ok(sandbox)
     }
@@ -288,6 +316,9 @@ impl Sandbox {
             hostname: spec.hostname,
             interfaces: network.interfaces,
             routes: network.routes,
+            neighbours: network.neighbours,
+            dns: MessageField::some(spec.dns),
+            sysctls: spec.sysctls.into_iter().collect(),
             initdata: spec.initdata,
             host_time: i64::try_from(now).unwrap_or_default(),
             ..Default::default()
@@ -304,6 +335,21 @@ impl Sandbox {
         };
         log::info!(sandbox = self.id, initdata = answer.initdata_digest; "sandbox ready");
         Ok(())
+    }
+
+    /// Lets the namespace's loopback lead to the guest's. A kernel without the means (before 5.9) has pods without port forwarding.
+    async fn forward_ports(&self, netns: &Path) {
+        match Loopback::listen(netns).await {
+            Ok(loopback) => {
+                let (vsock, id) = (self.vsock.clone(), self.id.clone());
+                self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+                    if let Err(error) = loopback.serve(vsock).await {
+                        log::warn!(sandbox = id; "port forward: {error}");
+                    }
+                });
+            }
+            Err(error) => log::warn!(sandbox = self.id; "no port forwarding: {error}"),
+        }
     }
 
     /// Its id.
@@ -328,8 +374,17 @@ impl Sandbox {
 
     /// Connects one of a process's standard streams.
     pub async fn stream(&self, stream: &StreamId) -> Result<VsockStream, LineError> {
+        // Never closed, so always given.
+        let _permit = self.connecting.acquire().await;
         let mut connection = self.vsock.connect(guest_port::STREAM).await?;
         stream.connect(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Connects a copy of a volume.
+    pub async fn volume(&self, volume: &VolumeId) -> Result<VsockStream, LineError> {
+        let mut connection = self.vsock.connect(guest_port::VOLUME).await?;
+        volume.connect(&mut connection).await?;
         Ok(connection)
     }
 
@@ -367,6 +422,8 @@ impl Sandbox {
                 log::error!(sandbox = self.id, pid = self.process.pid(); "the VM is not gone after SIGKILL");
             }
         }
+        // Sockets in the pod's namespace would keep it alive.
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         remove_blocking(self.state_dir.clone(), self.id.clone()).await
     }
 }

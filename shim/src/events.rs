@@ -202,6 +202,7 @@ mod tests {
     #[derive(Default)]
     struct Daemon {
         seen: Mutex<Vec<(String, String)>>,
+        containers: Mutex<Vec<String>>,
         refusals: Mutex<Vec<ttrpc::Code>>,
     }
 
@@ -211,6 +212,8 @@ mod tests {
             if let Some(code) = self.refusals.lock().unwrap().pop() {
                 return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, "no")));
             }
+            let start = TaskStart::parse_from_bytes(&request.envelope.event.value).unwrap_or_default();
+            self.containers.lock().unwrap().push(start.container_id);
             self.seen.lock().unwrap().push((request.envelope.topic.clone(), request.envelope.event.type_url.clone()));
             Ok(Empty::new())
         }
@@ -239,6 +242,34 @@ mod tests {
         let topics: Vec<String> = daemon.seen.lock().unwrap().iter().map(|(topic, _)| topic.clone()).collect();
         assert_eq!(topics, ["/tasks/start", "/tasks/exit"]);
         assert_eq!(daemon.seen.lock().unwrap()[0].1, "containerd.events.TaskStart");
+    }
+
+    /// Each event once and in its place, though the daemon goes in the middle and comes back as another process.
+    #[tokio::test]
+    async fn order_holds_across_a_restart_of_the_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e");
+        let events = Events::new("default", path.to_str().unwrap());
+        tokio::spawn(events.clone().run());
+        let daemon = Arc::new(Daemon::default());
+        let mut published = Vec::new();
+        for round in 0..3 {
+            let mut server = serve(&daemon, &path).await;
+            for n in 0..5 {
+                let container_id = format!("{round}-{n}");
+                events.publish(&TaskStart { container_id: container_id.clone(), ..Default::default() });
+                published.push(container_id);
+            }
+            events.drained(Duration::from_secs(20)).await;
+            server.shutdown().await.unwrap();
+            let container_id = format!("{round}-away");
+            events.publish(&TaskStart { container_id: container_id.clone(), ..Default::default() });
+            published.push(container_id);
+        }
+        let _server = serve(&daemon, &path).await;
+        events.drained(Duration::from_secs(20)).await;
+        let seen: Vec<String> = daemon.containers.lock().unwrap().clone();
+        assert_eq!(seen, published);
     }
 
     #[tokio::test]

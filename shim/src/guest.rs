@@ -2,7 +2,7 @@
 
 use crate::{group, socket};
 use async_trait::async_trait;
-use protocol::{line::LineError, service::AgentClient, stream::StreamId};
+use protocol::{line::LineError, service::AgentClient, stream::StreamId, volume::VolumeId};
 use runtime::{
     config::Config,
     courier::BlobSource,
@@ -24,8 +24,12 @@ pub trait Guest: Send + Sync {
     fn pid(&self) -> u32;
     /// Connects one of a process's standard streams.
     async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError>;
+    /// Connects a copy of a volume.
+    async fn volume(&self, id: &VolumeId) -> Result<Box<dyn Duplex>, LineError>;
     /// Lets the guest reach `host:port` through this host.
     fn allow(&self, authority: &str);
+    /// Has the guest's blobs come from the repository of this image too.
+    fn add_image(&self, image: &str);
     /// Sets where the guest's blobs come from.
     fn set_blobs(&self, blobs: Arc<dyn BlobSource>);
     /// Returns once the VM has ended, and says how.
@@ -89,8 +93,16 @@ impl Guest for Sandbox {
         Ok(Box::new(Sandbox::stream(self, id).await?))
     }
 
+    async fn volume(&self, id: &VolumeId) -> Result<Box<dyn Duplex>, LineError> {
+        Ok(Box::new(Sandbox::volume(self, id).await?))
+    }
+
     fn allow(&self, authority: &str) {
         self.courier().allow(authority);
+    }
+
+    fn add_image(&self, image: &str) {
+        self.courier().add_image(image);
     }
 
     fn set_blobs(&self, blobs: Arc<dyn BlobSource>) {

@@ -3,7 +3,7 @@
 //! - [`args`], [`caller`], [`start`], [`delete`], [`info`]: the program as its callers run it.
 //! - [`daemon`], [`connections`], [`service`]: the shim that serves a container or pod.
 //! - [`task`], [`stdio`], [`events`], [`hooks`]: what it does for its containers. - [`guest`]: their VM.
-//! - [`bundle`], [`group`], [`socket`], [`owner`], [`mod@log`]: what there is of it on this host.
+//! - [`bundle`], [`pod`]: what is asked for. - [`group`], [`socket`], [`owner`], [`mod@log`]: what there is of it on this host.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -20,11 +20,13 @@ mod hooks;
 mod info;
 mod log;
 mod owner;
+mod pod;
 mod service;
 mod socket;
 mod start;
 mod stdio;
 mod task;
+mod volumes;
 
 use args::{Args, ArgsError, USAGE};
 use runtime::vmm::launcher;

@@ -4,6 +4,8 @@
 use containerd_shim_protos::{
     api::{ConnectRequest, DeleteResponse, ShutdownRequest},
     bootstrap_api::{BootstrapParams, BootstrapResult},
+    sandbox_api::{CreateSandboxRequest, PlatformRequest, SandboxStatusRequest, ShutdownSandboxRequest},
+    sandbox_async::SandboxClient,
     shim_async::{Client, TaskClient},
     types::introspection::RuntimeInfo,
 };
@@ -25,19 +27,78 @@ struct Node {
     dir: TempDir,
 }
 
-/// What a caller passes beside the id.
+/// What a caller passes beside the id, and how it reads the answer.
 struct Caller {
     address: &'static str,
     environment: &'static [(&'static str, &'static str)],
+    /// Whether it sends its parameters as a message.
+    parameters: bool,
+    /// The highest version that it takes as JSON; 0 for one that reads text only.
+    json: u64,
 }
 
-const CONTAINERD_16: Caller =
-    Caller { address: "/nowhere/c.sock", environment: &[("TTRPC_ADDRESS", "/nowhere/c.sock.ttrpc"), ("GOMAXPROCS", "2")] };
-const CONTAINERD_17: Caller = Caller {
+const CONTAINERD_16: Caller = Caller {
     address: "/nowhere/c.sock",
-    environment: &[("TTRPC_ADDRESS", "/nowhere/c.sock.ttrpc"), ("MAX_SHIM_VERSION", "2"), ("NAMESPACE", "default")],
+    environment: &[("GOMAXPROCS", "2"), ("TTRPC_ADDRESS", "/nowhere/c.sock.ttrpc")],
+    parameters: false,
+    json: 0,
 };
-const CRIO: Caller = Caller { address: "", environment: &[("TTRPC_ADDRESS", ""), ("GRPC_ADDRESS", ""), ("MAX_SHIM_VERSION", "2")] };
+const NEWER: &[(&str, &str)] = &[
+    ("GOMAXPROCS", "2"),
+    ("TTRPC_ADDRESS", "/nowhere/c.sock.ttrpc"),
+    ("MAX_SHIM_VERSION", "2"),
+    ("GRPC_ADDRESS", "/nowhere/c.sock"),
+    ("NAMESPACE", "default"),
+];
+const CONTAINERD_17: Caller = Caller { address: "/nowhere/c.sock", environment: NEWER, parameters: false, json: 2 };
+const CONTAINERD_20: Caller = Caller { address: "/nowhere/c.sock", environment: NEWER, parameters: false, json: 3 };
+const CONTAINERD_23: Caller = Caller { address: "/nowhere/c.sock", environment: NEWER, parameters: true, json: 3 };
+const CRIO: Caller = Caller {
+    address: "",
+    environment: &[("TTRPC_ADDRESS", ""), ("GRPC_ADDRESS", ""), ("NAMESPACE", "default"), ("MAX_SHIM_VERSION", "2")],
+    parameters: false,
+    json: 0,
+};
+
+impl Caller {
+    /// What it writes to standard input where its user has set no runtime options.
+    fn stdin(&self, id: &str) -> Vec<u8> {
+        if !self.parameters {
+            return Vec::new();
+        }
+        let params = BootstrapParams {
+            instance_id: id.into(),
+            namespace: "default".into(),
+            containerd_version: "2.3.0".into(),
+            containerd_ttrpc_address: "/nowhere/c.sock.ttrpc".into(),
+            containerd_grpc_address: self.address.into(),
+            ..Default::default()
+        };
+        params.write_to_bytes().unwrap()
+    }
+
+    /// The version and the address that it makes of an answer, as its sources do it.
+    fn reads(&self, output: &[u8]) -> Result<(u64, String), String> {
+        if self.parameters
+            && let Ok(result) = BootstrapResult::parse_from_bytes(output)
+        {
+            assert_eq!(result.protocol, "ttrpc");
+            return Ok((u64::try_from(result.version).unwrap(), result.address));
+        }
+        let output = std::str::from_utf8(output).map_err(|_| "unsupported protocol".to_owned())?.trim();
+        if self.json > 0
+            && let Ok(parameters) = serde_json::from_str::<serde_json::Value>(output)
+        {
+            let version = parameters["version"].as_u64().unwrap_or_default();
+            return if version <= self.json {
+                Ok((version, parameters["address"].as_str().unwrap_or_default().to_owned()))
+            } else {
+                Err("unsupported shim version".to_owned())
+            };
+        }
+        if output.starts_with("unix:///") { Ok((2, output.to_owned())) } else { Err(format!("unsupported protocol: {output}")) }
+    }
+}
 
 impl Node {
     fn new() -> Self {
@@ -102,31 +163,135 @@ fn text(output: Vec<u8>) -> String {
     String::from_utf8(output).unwrap()
 }
 
+/// The table of the five, and both of the things that a caller may have on its standard input.
 #[tokio::test]
-async fn older_callers_get_the_bare_address() {
-    for caller in [&CONTAINERD_16, &CONTAINERD_17, &CRIO] {
-        let node = Node::new();
-        let bundle = node.bundle("c", "");
-        let options = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0xff; 4], ..Default::default() };
-        let (done, output) = node.start(caller, "c", &bundle, &options.write_to_bytes().unwrap());
-        let address = text(output);
-        assert!(done && address.starts_with("unix:///"), "{address}");
-        assert_eq!(fs::read_to_string(bundle.join("address")).unwrap(), address);
-        shut_down(&address).await;
-        assert!(node.sockets().is_empty());
+async fn each_caller_gets_the_answer_that_it_can_read() {
+    let options = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0xff; 4], ..Default::default() };
+    let options = options.write_to_bytes().unwrap();
+    for (caller, version) in [(CONTAINERD_16, 2), (CONTAINERD_17, 2), (CONTAINERD_20, 2), (CONTAINERD_23, 3), (CRIO, 2)] {
+        let inputs = if caller.parameters { vec![caller.stdin("c")] } else { vec![Vec::new(), options.clone()] };
+        for stdin in inputs {
+            let node = Node::new();
+            let bundle = node.bundle("c", "");
+            let (done, output) = node.start(&caller, "c", &bundle, &stdin);
+            assert!(done, "{}", String::from_utf8_lossy(&output));
+            let (served, address) = caller.reads(&output).unwrap();
+            assert_eq!(served, version);
+            assert_eq!(fs::read_to_string(bundle.join("address")).unwrap(), address);
+            // Whoever finds it running is told the same.
+            assert_eq!(node.start(&caller, "c", &bundle, &stdin), (true, output));
+            shut_down(&address).await;
+            assert!(node.sockets().is_empty());
+        }
     }
 }
 
+/// Bytes that are no parameters of this container are runtime options, whatever they are, and no reason to fail.
 #[tokio::test]
-async fn a_new_caller_gets_a_message() {
+async fn no_standard_input_keeps_a_container_from_starting() {
+    let params = CONTAINERD_23.stdin("c");
+    let mut spoilt = params.clone();
+    spoilt.extend([0xff; 7]);
+    for stdin in
+        [b"\0".to_vec(), vec![0xff; 64], vec![b'a'; 1 << 20], params[..params.len() / 2].to_vec(), spoilt, CONTAINERD_23.stdin("other")]
+    {
+        let node = Node::new();
+        let bundle = node.bundle("c", "");
+        let (done, output) = node.start(&CONTAINERD_17, "c", &bundle, &stdin);
+        let output = text(output);
+        assert!(done && output.starts_with("unix:///"), "{} bytes: {output}", stdin.len());
+        shut_down(&output).await;
+    }
+}
+
+#[test]
+fn endless_standard_input_is_refused_in_one_line() {
     let node = Node::new();
     let bundle = node.bundle("c", "");
-    let params = BootstrapParams { instance_id: "c".into(), namespace: "default".into(), ..Default::default() };
-    let (done, output) = node.start(&CONTAINERD_17, "c", &bundle, &params.write_to_bytes().unwrap());
-    assert!(done);
-    let result = BootstrapResult::parse_from_bytes(&output).unwrap();
-    assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
-    shut_down(&result.address).await;
+    let mut command = node.command(&CONTAINERD_17, "c", &bundle, "start");
+    command.stdin(fs::File::open("/dev/zero").unwrap());
+    let output = command.output().unwrap();
+    let error = text(output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty() && error.contains("longer than"), "{error}");
+    assert_eq!((error.lines().count(), node.sockets().len()), (1, 0));
+}
+
+/// containerd waits for the end of the pipe that `start` writes to: the daemon holds none of it, nor the session of its caller.
+#[tokio::test]
+async fn start_returns_while_the_daemon_lives_on() {
+    let node = Node::new();
+    let bundle = node.bundle("c", "");
+    let (_, output) = node.start(&CONTAINERD_16, "c", &bundle, b"");
+    let noted = fs::read_to_string(bundle.join("shim.pid")).unwrap();
+    let process = Path::new("/proc").join(noted.split(' ').next().unwrap());
+    for fd in ["0", "1", "2"] {
+        assert_eq!(fs::read_link(process.join("fd").join(fd)).unwrap(), Path::new("/dev/null"));
+    }
+    let stat = fs::read_to_string(process.join("stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    assert_eq!(process.file_name().unwrap(), fields[3], "a session of its own");
+    assert_eq!(fs::read_link(process.join("cwd")).unwrap(), bundle.canonicalize().unwrap());
+    let score = |path: &Path| fs::read_to_string(path.join("oom_score_adj")).unwrap().trim().parse::<i32>().unwrap();
+    assert_eq!(score(&process), (score(Path::new("/proc/self")) + 1).min(1000));
+    shut_down(&text(output)).await;
+}
+
+/// The request's deadline kills `start` at any moment; what it had begun goes with `delete`.
+#[test]
+fn a_start_that_is_killed_leaves_nothing_that_delete_does_not_remove() {
+    let node = Node::new();
+    for n in 0..12u64 {
+        let id = format!("c{n}");
+        let bundle = node.bundle(&id, "");
+        let mut start = node.command(&CONTAINERD_16, &id, &bundle, "start").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(n * 3));
+        start.kill().unwrap();
+        start.wait().unwrap();
+        assert!(node.command(&CONTAINERD_16, &id, &bundle, "delete").output().unwrap().status.success());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !node.sockets().is_empty() || is_working_directory(&bundle) {
+            assert!(Instant::now() < deadline, "a shim lives on after {} ms", n * 3);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn is_working_directory(path: &Path) -> bool {
+    let path = path.canonicalize().unwrap();
+    fs::read_dir("/proc").unwrap().flatten().any(|process| fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == path))
+}
+
+/// The Sandbox API's bundle may have no `config.json`; what its service says before there is a VM.
+#[tokio::test]
+async fn a_pod_of_the_sandbox_api_needs_no_bundle() {
+    let node = Node::new();
+    let bundle = node.dir.path().join("b/p");
+    fs::create_dir_all(&bundle).unwrap();
+    let (done, output) = node.start(&CONTAINERD_23, "p", &bundle, &CONTAINERD_23.stdin("p"));
+    assert!(done, "{}", String::from_utf8_lossy(&output));
+    let (_, address) = CONTAINERD_23.reads(&output).unwrap();
+    let client = Client::connect(&address).await.unwrap();
+    let (sandbox, task) = (SandboxClient::new(client.clone()), TaskClient::new(client));
+    let context = || ttrpc::context::with_duration(Duration::from_secs(10));
+    let sandbox_id = "p".to_owned();
+    let create = CreateSandboxRequest { sandbox_id: sandbox_id.clone(), bundle_path: bundle.display().to_string(), ..Default::default() };
+    sandbox.create_sandbox(context(), &create).await.unwrap();
+    let request = SandboxStatusRequest { sandbox_id: sandbox_id.clone(), verbose: true, ..Default::default() };
+    let status = sandbox.sandbox_status(context(), &request).await.unwrap();
+    assert_eq!((status.state.as_str(), status.pid), ("SANDBOX_NOTREADY", 0));
+    assert!(status.info["cloister"].contains("io.containerd.cloister.v2"));
+    let platform = sandbox.platform(context(), &PlatformRequest { sandbox_id: sandbox_id.clone(), ..Default::default() }).await.unwrap();
+    assert_eq!((platform.platform.os.as_str(), platform.platform.architecture.as_str()), ("linux", "amd64"));
+    // A task's shutdown is not the pod's.
+    task.shutdown(context(), &ShutdownRequest::new()).await.unwrap();
+    assert!(sandbox.sandbox_status(context(), &request).await.is_ok());
+    sandbox.shutdown_sandbox(context(), &ShutdownSandboxRequest { sandbox_id, ..Default::default() }).await.unwrap();
+    drop((sandbox, task));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !node.sockets().is_empty() {
+        assert!(Instant::now() < deadline, "the shim does not end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]
@@ -149,10 +314,12 @@ async fn a_pod_has_one_shim() {
 #[tokio::test]
 async fn two_starts_side_by_side_are_one_shim() {
     let node = Node::new();
-    let bundle = node.bundle("c", "");
-    for _ in 0..5 {
+    for n in 0..100 {
+        let (id, other) = (format!("c{n}"), format!("m{n}"));
+        let pod = format!(r#""io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"{id}""#);
+        let bundles = [(&id, node.bundle(&id, &pod)), (&other, node.bundle(&other, &pod))];
         let answers: Vec<(bool, Vec<u8>)> = std::thread::scope(|scope| {
-            let threads = [0, 1].map(|_| scope.spawn(|| node.start(&CONTAINERD_16, "c", &bundle, b"")));
+            let threads = bundles.each_ref().map(|(id, bundle)| scope.spawn(|| node.start(&CONTAINERD_16, id, bundle, b"")));
             threads.map(|thread| thread.join().unwrap()).into()
         });
         assert!(answers.iter().all(|(done, _)| *done));

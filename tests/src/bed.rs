@@ -5,15 +5,19 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::broker::{Broker, Release};
 use crate::configuration::{Configuration, Initdata};
 use crate::containerd::{Containerd, Options};
+use crate::cri::Cri;
+use crate::cri::configuration::Node;
+use crate::cri::network::Network;
 use crate::ctr::{Ctr, Run};
 use crate::daemon::{self, Daemon};
 use crate::leaks::{self, Watch};
@@ -47,8 +51,9 @@ pub struct Bed {
     pub registry: Registry,
     /// The broker.
     pub broker: Broker,
-    snapshotter: Daemon,
+    snapshotter: Mutex<Daemon>,
     containerd: Containerd,
+    pods: Option<(Cri, Node)>,
     watch: Watch,
     count: AtomicUsize,
 }
@@ -56,6 +61,15 @@ pub struct Bed {
 impl Bed {
     /// Starts everything, after ending what an interrupted run of the same bed may have left.
     pub fn start(setup: &Setup<'_>) -> Result<Self> {
+        Self::start_as(setup, false)
+    }
+
+    /// The same with a CRI and a network for its pods.
+    pub fn start_with_cri(setup: &Setup<'_>) -> Result<Self> {
+        Self::start_as(setup, true)
+    }
+
+    fn start_as(setup: &Setup<'_>, cri: bool) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "containerd needs root: run `make test`, which uses sudo where needed");
         let base = place::build()?.join("t").join(setup.name);
         clear(&base)?;
@@ -65,8 +79,7 @@ impl Bed {
         // The longest of all: the shim's socket, named by 32 hexadecimal digits.
         place::socket(state.join("s").join("0".repeat(32)))?;
         let containerd_directory = base.join("c");
-        let bundles = containerd_directory.join("state/io.containerd.runtime.v2.task/default");
-        let watch = Watch::new(&base, &state, &bundles);
+        let watch = Watch::new(&base, &state, &containerd_directory.join("state"));
 
         let registry = Registry::start(&base, "registry")?;
         let broker = Broker::start(&base, "broker")?;
@@ -74,12 +87,21 @@ impl Bed {
         configuration.authorities = vec![registry.authority.clone(), broker.authority.clone()];
         let file = base.join("cloister.toml");
         configuration.write(&file)?;
-        let (snapshotter, socket) = start_snapshotter(&base)?;
-        let options =
-            Options { version: setup.containerd, directory: &containerd_directory, shim_configuration: &file, snapshotter: &socket };
+        let (snapshotter, socket) = start_snapshotter("snapshotter", &base, &containerd_directory.join("c.sock"), &[])?;
+        let snapshotter = Mutex::new(snapshotter);
+        let node = cri.then(|| Node::new(&base, setup.name, setup.containerd, &registry)).transpose()?;
+        let options = Options {
+            version: setup.containerd,
+            directory: &containerd_directory,
+            shim_configuration: &file,
+            snapshotter: &socket,
+            pods: node.as_ref(),
+        };
         let containerd = Containerd::start(&options)?;
+        let connected = node.map(|node| Ok::<_, anyhow::Error>((Cri::connect(&containerd.socket(), &base.join("logs"))?, node)));
+        let pods = connected.transpose()?;
         let version = setup.containerd.to_owned();
-        Ok(Self { base, version, configuration, registry, broker, snapshotter, containerd, watch, count: AtomicUsize::new(0) })
+        Ok(Self { base, version, configuration, registry, broker, snapshotter, containerd, pods, watch, count: AtomicUsize::new(0) })
     }
 
     /// Its directory.
@@ -97,9 +119,19 @@ impl Bed {
         &self.containerd
     }
 
+    /// The client of its CRI.
+    pub fn cri(&self) -> Result<&Cri> {
+        Ok(&self.pods.as_ref().context("this bed has no CRI")?.0)
+    }
+
+    /// The network of its pods.
+    pub fn network(&self) -> Result<&Network> {
+        Ok(&self.pods.as_ref().context("this bed has no CRI")?.1.network)
+    }
+
     /// Process id of the snapshotter.
     pub fn snapshotter_pid(&self) -> u32 {
-        self.snapshotter.pid()
+        self.snapshotter.lock().unwrap_or_else(PoisonError::into_inner).pid()
     }
 
     /// The shims' configuration file.
@@ -139,7 +171,7 @@ impl Bed {
         let layout = self.layout(image, name)?;
         let file = self.base.join("images").join(format!("{name}.initdata"));
         fs::write(&file, &initdata.text)?;
-        let release = Release { key: &format!("kbs:///tests/image/{name}"), initdata: &file, launch_measurement: None };
+        let release = Release { key: &format!("kbs:///tests/image/{name}"), initdata: &file, tee: "sample", launch_measurement: None };
         self.broker.encrypt(&layout, "1", &release)
     }
 
@@ -165,6 +197,23 @@ impl Bed {
         self.watch.nothing_of(id)
     }
 
+    /// Kills the snapshotter and starts it again with `flags`.
+    pub fn restart_snapshotter(&self, flags: &[&str]) -> Result<()> {
+        let mut daemon = self.snapshotter.lock().map_err(|_| anyhow!("a test panicked with the snapshotter"))?;
+        daemon.kill()?;
+        // What a killed one leaves; the new one takes its place, and its appearance says that it listens.
+        fs::remove_file(self.base.join("snap.sock"))?;
+        let name = format!("snapshotter-{}", self.count.fetch_add(1, Ordering::Relaxed));
+        *daemon = start_snapshotter(&name, &self.base, &self.base.join("c/c.sock"), flags)?.0;
+        // containerd calls it again after a while of its own.
+        let deadline = Instant::now() + START;
+        while !self.ctr().call(&["snapshot", "--snapshotter", "cloister", "ls"])?.status.success() {
+            ensure!(Instant::now() < deadline, "containerd does not find its snapshotter again");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     /// The lines of containerd's log, where the shims' logs end up, that have `text` in them.
     pub fn log_lines(&self, text: &str) -> Result<Vec<String>> {
         let log = fs::read_to_string(self.containerd.log())?;
@@ -177,18 +226,22 @@ impl Bed {
         let ours: Vec<_> = sandboxes.iter().filter(|line| line.contains(&self.base.display().to_string())).collect();
         ensure!(ours.is_empty(), "containers are still running at the end: {ours:?}");
         self.containerd.stop()?;
-        self.snapshotter.stop()?;
+        self.snapshotter.into_inner().map_err(|_| anyhow!("a test panicked with the snapshotter"))?.stop()?;
         self.broker.stop()?;
         self.registry.stop()?;
+        if let Some((_, node)) = &self.pods {
+            node.network.remove()?;
+        }
         self.watch.nothing(&[])
     }
 }
 
-fn start_snapshotter(base: &Path) -> Result<(Daemon, PathBuf)> {
+fn start_snapshotter(name: &str, base: &Path, containerd: &Path, flags: &[&str]) -> Result<(Daemon, PathBuf)> {
     let socket = place::socket(base.join("snap.sock"))?;
     let mut command = Command::new(place::ours("cloister")?);
     command.arg("snapshotter").arg("--socket").arg(&socket).arg("--root").arg(base.join("snap"));
-    let mut daemon = Daemon::start("snapshotter", base, command)?;
+    command.arg("--containerd").arg(containerd).args(flags);
+    let mut daemon = Daemon::start(name, base, command)?;
     daemon.wait_until(START, "listening", || socket.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket()))?;
     Ok((daemon, socket))
 }

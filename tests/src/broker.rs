@@ -1,6 +1,5 @@
 //! The key broker of this repository, started by `cloister broker serve`, and images encrypted for it.
 
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::command;
+use crate::configuration::Initdata;
 use crate::daemon::Daemon;
 use crate::oci::Layout;
 use crate::place;
@@ -32,6 +32,8 @@ pub struct Release<'a> {
     pub key: &'a str,
     /// The file of initdata whose digest the evidence has to carry.
     pub initdata: &'a Path,
+    /// The TEE, as rules name it.
+    pub tee: &'a str,
     /// The launch measurement, in hexadecimal; None for that of `make guest`.
     pub launch_measurement: Option<&'a str>,
 }
@@ -64,16 +66,6 @@ impl Broker {
         self.daemon.log()
     }
 
-    /// One of its counters, by its name without `cloister_broker_`.
-    pub fn metric(&self, name: &str) -> Result<u64> {
-        let mut stream = std::net::TcpStream::connect(&self.authority)?;
-        stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.authority).as_bytes())?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("cloister_broker_{name} ")));
-        Ok(line.with_context(|| format!("the broker has no counter {name}"))?.parse()?)
-    }
-
     /// Encrypts the image `tag` of `layout` into a new layout beside it, with its key in this broker.
     pub fn encrypt(&self, layout: &Layout, tag: &str, release: &Release<'_>) -> Result<Layout> {
         let name = layout.directory.file_name().context("a layout without a name")?.to_string_lossy();
@@ -92,8 +84,22 @@ impl Broker {
         command.args(["image", "encrypt"]);
         command.args([from, to].map(|layout| format!("oci:{}:{tag}", layout.directory.display())));
         command.args(["--broker", &self.url(), "--key", release.key, "--launch-measurement", &measurement]);
-        command.arg("--admin-key").arg(&self.admin_key).arg("--init-data").arg(release.initdata);
+        command.args(["--tee", release.tee]).arg("--admin-key").arg(&self.admin_key).arg("--init-data").arg(release.initdata);
         Ok(command)
+    }
+
+    /// Stores a secret, to be released to the working guest with this initdata.
+    pub fn put(&self, key: &str, secret: &Path, initdata: &Initdata) -> Result<()> {
+        let guest: serde_json::Value = serde_json::from_slice(&std::fs::read(place::guest()?.join("guest.json"))?)?;
+        let measurement = guest["measurement"].as_str().context("guest.json has no measurement")?;
+        let rule = secret.with_extension("rule");
+        let text = format!("tee = \"sample\"\nlaunch_measurement = \"{measurement}\"\ninit_data = \"sha256:{}\"\n", initdata.digest());
+        std::fs::write(&rule, text)?;
+        let mut command = Command::new(place::ours("cloister")?);
+        command.args(["broker", "put", key, "--broker", &self.url()]).arg("--admin-key").arg(&self.admin_key);
+        command.arg("--secret").arg(secret).arg("--rule").arg(&rule);
+        command::run(&mut command, ENCRYPT)?.succeeded()?;
+        Ok(())
     }
 
     /// Ends it.

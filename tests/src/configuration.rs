@@ -16,16 +16,26 @@ use crate::place;
 /// `cloister.toml` of one test bed.
 #[derive(Clone, Debug)]
 pub struct Configuration {
+    /// `tee`.
+    pub tee: &'static str,
     /// `state_dir`.
     pub state: PathBuf,
     /// `[guest] kernel`.
     pub kernel: PathBuf,
+    /// `[guest] efi_kernel`.
+    pub efi_kernel: PathBuf,
     /// `[guest] initramfs`.
     pub initramfs: PathBuf,
+    /// `[guest] cmdline_extra`.
+    pub cmdline_extra: String,
     /// `[guest] scratch_mib`.
     pub scratch_mib: u32,
     /// `[vmm] qemu`.
     pub qemu: String,
+    /// `[vmm] firmware`.
+    pub firmware: PathBuf,
+    /// `[courier] cache_dir`.
+    pub cache: PathBuf,
     /// `host:port` of registries and brokers that the courier may reach.
     pub authorities: Vec<String>,
 }
@@ -35,11 +45,16 @@ impl Configuration {
     pub fn working(state: PathBuf) -> Result<Self> {
         let guest = place::guest()?;
         Ok(Self {
+            tee: "none",
+            cache: state.with_file_name("blobs"),
             state,
             kernel: guest.join("vmlinux"),
+            efi_kernel: guest.join("vmlinuz"),
             initramfs: guest.join("initramfs.cpio"),
+            cmdline_extra: String::new(),
             scratch_mib: 2048,
             qemu: "qemu-system-x86_64".to_owned(),
+            firmware: place::unpacked("firmware", "usr/share/ovmf/OVMF.fd")?,
             authorities: Vec::new(),
         })
     }
@@ -48,8 +63,17 @@ impl Configuration {
     pub fn text(&self) -> String {
         let list = self.authorities.iter().map(|authority| format!("{authority:?}")).collect::<Vec<_>>().join(", ");
         format!(
-            "state_dir = {:?}\ntee = \"none\"\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\n\n[vmm]\nqemu = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\n",
-            self.state, self.kernel, self.initramfs, self.scratch_mib, self.qemu
+            "state_dir = {:?}\ntee = {:?}\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\nefi_kernel = {:?}\ncmdline_extra = {:?}\n\n[vmm]\nqemu = {:?}\nfirmware = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\ncache_dir = {:?}\n",
+            self.state,
+            self.tee,
+            self.kernel,
+            self.initramfs,
+            self.scratch_mib,
+            self.efi_kernel,
+            self.cmdline_extra,
+            self.qemu,
+            self.firmware,
+            self.cache
         )
     }
 
@@ -74,6 +98,12 @@ impl Initdata {
                 "version = \"0.1.0\"\nalgorithm = \"sha256\"\n\n[data]\n\"aa.toml\" = '''\n[token_configs.kbs]\nurl = \"{broker}\"\n'''\n\"policy.toml\" = '''\n{policy}'''\n"
             ),
         }
+    }
+
+    /// The same with one more file.
+    pub fn with_file(mut self, name: &str, content: &str) -> Self {
+        self.text.push_str(&format!("{name:?} = '''\n{content}'''\n"));
+        self
     }
 
     /// The value of the annotation: base64 of gzip.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cri::configuration::Node;
 use crate::ctr::Ctr;
 use crate::daemon::Daemon;
 use crate::place;
@@ -28,6 +29,8 @@ pub struct Options<'a> {
     pub shim_configuration: &'a Path,
     /// Socket of the snapshotter.
     pub snapshotter: &'a Path,
+    /// What pods need; without it there is no CRI.
+    pub pods: Option<&'a Node>,
 }
 
 /// A running containerd.
@@ -48,7 +51,7 @@ impl Containerd {
         fs::create_dir_all(directory)?;
         let address = place::socket(directory.join("c.sock"))?;
         place::socket(directory.join("c.sock.ttrpc"))?;
-        fs::write(directory.join(CONFIGURATION), configuration(directory, options.snapshotter))?;
+        fs::write(directory.join(CONFIGURATION), configuration(options))?;
         let package = format!("containerd-{}", options.version);
         let program = place::unpacked(&package, "usr/bin/containerd")?;
         let ctr = Ctr::new(place::unpacked(&package, "usr/bin/ctr")?, address, directory.join("fifo"), options.version != "1.6");
@@ -94,6 +97,11 @@ impl Containerd {
         Ok(self.directory.join("root/io.containerd.content.v1.content/blobs").join(algorithm).join(name))
     }
 
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("c.sock")
+    }
+
     /// Directory of the tasks' bundles.
     pub fn bundles(&self) -> PathBuf {
         self.directory.join("state/io.containerd.runtime.v2.task/default")
@@ -117,14 +125,23 @@ fn launch(program: &Path, directory: &Path, shim_configuration: &Path, ctr: &Ctr
     Ok(daemon)
 }
 
-/// Version 2 of the format, which 2.x reads too. CRI is off: it would want CNI and touches the machine's network.
-fn configuration(directory: &Path, snapshotter: &Path) -> String {
-    let at = directory.display();
+/// Without pods it is version 2 of the format, which 2.x reads too. CRI is off then: it would want CNI, and touches the machine's network.
+fn configuration(options: &Options<'_>) -> String {
+    let (at, snapshotter) = (options.directory.display(), options.snapshotter.display());
+    let (version, off, pods) = match options.pods {
+        Some(node) if options.version.starts_with("1.") => (2, "", node.text(options.version)),
+        Some(node) => (3, "", node.text(options.version)),
+        None => (
+            2,
+            r#""io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri", "#,
+            String::new(),
+        ),
+    };
     format!(
-        r#"version = 2
+        r#"version = {version}
 root = "{at}/root"
 state = "{at}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
+disabled_plugins = [{off}"io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
 
 [grpc]
 address = "{at}/c.sock"
@@ -137,7 +154,7 @@ level = "debug"
 
 [proxy_plugins.cloister]
 type = "snapshot"
-address = "{}"
+address = "{snapshotter}"
 
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux/amd64"
@@ -145,7 +162,9 @@ snapshotter = "cloister"
 
 [plugins."io.containerd.internal.v1.opt"]
 path = "{at}/opt"
-"#,
-        snapshotter.display()
+
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
+{pods}"#
     )
 }

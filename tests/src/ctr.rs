@@ -108,7 +108,8 @@ impl Ctr {
     fn run_arguments(&self, run: &Run<'_>) -> Vec<String> {
         let fifos = self.fifos.display().to_string();
         let mut arguments: Vec<String> = ["run", "--runtime", "io.containerd.cloister.v2", "--fifo-dir", &fifos].map(str::to_owned).into();
-        if !run.flags.contains(&"--snapshotter") {
+        // A spec of the caller's own is not made from an image, and has no snapshot.
+        if !run.flags.contains(&"--snapshotter") && !run.flags.contains(&"--config") {
             arguments.extend(["--snapshotter", "cloister"].map(str::to_owned));
         }
         if !run.flags.contains(&"--detach") {
@@ -117,7 +118,8 @@ impl Ctr {
         if let Some(initdata) = run.initdata {
             arguments.extend(["--annotation".to_owned(), format!("dev.cloister.initdata={initdata}")]);
         }
-        arguments.extend(run.flags.iter().chain([&run.image, &run.id]).chain(run.args).map(|&argument| argument.to_owned()));
+        let image = Some(&run.image).filter(|image| !image.is_empty());
+        arguments.extend(run.flags.iter().chain(image).chain([&run.id]).chain(run.args).map(|&argument| argument.to_owned()));
         arguments
     }
 

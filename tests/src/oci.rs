@@ -1,7 +1,7 @@
 //! Images as OCI layouts (image-spec 1.1, `image-layout.md`), written without any tool, so that a test can also write what no tool would.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -17,7 +17,7 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Programs that the tests' containers use; each is a link to busybox.
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 31] = [
     "sh",
     "cat",
     "echo",
@@ -46,6 +46,9 @@ const APPLETS: [&str; 28] = [
     "rm",
     "yes",
     "grep",
+    "cut",
+    "mknod",
+    "sync",
 ];
 
 /// One entry of a layer.
@@ -142,6 +145,55 @@ impl LayerBytes {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
         encoder.write_all(tar)?;
         Ok(Self { compressed: encoder.finish()?, diff_id: digest(tar) })
+    }
+
+    /// A layer of large files, which are in no memory whole: each repeats a pattern that compresses well and has no block of zeros.
+    pub fn streamed(files: &[(&str, u64)]) -> Result<Self> {
+        let mut archive = tar::Builder::new(Hashing { encoder: GzEncoder::new(Vec::new(), Compression::fast()), hash: Sha256::new() });
+        let pattern: Vec<u8> = (0..4096u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8 | 1).collect();
+        for (path, size) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_mtime(0);
+            header.set_mode(0o644);
+            header.set_size(*size);
+            archive.append_data(&mut header, path, Repeated { pattern: &pattern, at: 0 }.take(*size))?;
+        }
+        let end = archive.into_inner()?;
+        Ok(Self { compressed: end.encoder.finish()?, diff_id: format!("sha256:{}", hex::encode(end.hash.finalize())) })
+    }
+}
+
+/// Compresses and hashes what is written.
+struct Hashing {
+    encoder: GzEncoder<Vec<u8>>,
+    hash: Sha256,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.hash.update(bytes);
+        self.encoder.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.encoder.flush()
+    }
+}
+
+/// One pattern again and again.
+struct Repeated<'a> {
+    pattern: &'a [u8],
+    at: usize,
+}
+
+impl Read for Repeated<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let part = &self.pattern[self.at..];
+        let count = part.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&part[..count]);
+        self.at = (self.at + count) % self.pattern.len();
+        Ok(count)
     }
 }
 

@@ -46,6 +46,11 @@ pub fn unpacked(package: &str, path: &str) -> Result<PathBuf> {
     existing(build()?.join("deps").join(package).join(path), "make setup")
 }
 
+/// nerdctl, which `make test` builds.
+pub fn built_nerdctl() -> Result<PathBuf> {
+    existing(build()?.join("deps/nerdctl/nerdctl"), "scripts/setup-nerdctl")
+}
+
 /// Debian's static busybox: in `/bin` on Debian 12, in `/usr/bin` from 13 on.
 pub fn busybox() -> Result<PathBuf> {
     unpacked("busybox", "usr/bin/busybox").or_else(|_| unpacked("busybox", "bin/busybox"))

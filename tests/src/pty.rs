@@ -17,6 +17,11 @@ pub const SIZE: (u16, u16) = (40, 100);
 /// Runs `command` with a terminal as its three streams, types `input` as soon as anything is printed, and returns everything that
 /// appeared as `stdout`.
 pub fn run(command: &mut Command, input: &[u8], limit: Duration) -> Result<Finished> {
+    run_resized(command, input, None, limit)
+}
+
+/// The same; the terminal gets another size (rows and columns) as soon as anything is printed.
+pub fn run_resized(command: &mut Command, input: &[u8], size_then: Option<(u16, u16)>, limit: Duration) -> Result<Finished> {
     let size = Winsize { ws_row: SIZE.0, ws_col: SIZE.1, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(&size, None).context("opening a pseudo terminal")?;
     command.stdin(Stdio::from(pty.slave.try_clone()?)).stdout(Stdio::from(pty.slave.try_clone()?)).stderr(Stdio::from(pty.slave));
@@ -47,6 +52,11 @@ pub fn run(command: &mut Command, input: &[u8], limit: Duration) -> Result<Finis
         while let Ok(count @ 1..) = master.read(&mut piece) {
             if first.is_none() {
                 first = Some(started.elapsed());
+                if let Some((rows, columns)) = size_then {
+                    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                    // SAFETY: TIOCSWINSZ reads one winsize, which lives until the call returns; the kernel tells the program.
+                    unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&typist), libc::TIOCSWINSZ, &size) };
+                }
                 typist.write_all(&input).ok();
             }
             all.extend_from_slice(&piece[..count]);

@@ -72,6 +72,13 @@ impl Registry {
         Ok(self.storage.join("docker/registry/v2/blobs").join(algorithm).join(start).join(name).join("data"))
     }
 
+    /// The lines of its access log that are downloads of this blob, successful or not.
+    pub fn downloads(&self, digest: &str) -> Result<Vec<String>> {
+        let log = fs::read_to_string(self.daemon.log())?;
+        let wanted = format!("/blobs/{digest} ");
+        Ok(log.lines().filter(|line| line.contains("\"GET ") && line.contains(&wanted)).map(str::to_owned).collect())
+    }
+
     /// Ends it.
     pub fn stop(&mut self) -> Result<()> {
         self.daemon.stop()

@@ -31,19 +31,27 @@ struct Arguments {
 
 /// Runs a file's tests. `threads` is the most that run side by side: one where they change what they share.
 pub fn main(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> ExitCode {
-    match run(setup, threads, tests) {
+    main_with(|| Bed::start(setup), threads, tests)
+}
+
+/// The same in a bed that is started in another way.
+pub fn main_with(start: impl FnOnce() -> Result<Bed>, threads: usize, tests: &[Test]) -> ExitCode {
+    match run(start, threads, tests) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            // One failure, so that nobody who counts takes a bed that did not start for a file without tests.
-            println!("error: {error:#}");
-            println!("test result: FAILED. 0 passed; {} failed; 0 ignored; 0 measured; 0 filtered out", tests.len().max(1));
-            ExitCode::FAILURE
-        }
+        Err(error) => cannot_start(&error, tests.len()),
     }
 }
 
-fn run(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> Result<bool> {
+/// Reports that none of a file's tests could run.
+pub fn cannot_start(error: &anyhow::Error, tests: usize) -> ExitCode {
+    // One failure at least, so that nobody who counts takes a bed that did not start for a file without tests.
+    println!("error: {error:#}");
+    println!("test result: FAILED. 0 passed; {} failed; 0 ignored; 0 measured; 0 filtered out", tests.max(1));
+    ExitCode::FAILURE
+}
+
+fn run(start: impl FnOnce() -> Result<Bed>, threads: usize, tests: &[Test]) -> Result<bool> {
     let arguments = parse(std::env::args().skip(1), threads)?;
     let wanted: Vec<&Test> = tests.iter().filter(|(name, _)| arguments.wants(name)).collect();
     if arguments.list {
@@ -54,7 +62,7 @@ fn run(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> Result<bool> {
     if wanted.is_empty() {
         return Ok(report(0, &[], tests.len()));
     }
-    let bed = Bed::start(setup)?;
+    let bed = start()?;
     let failures = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {

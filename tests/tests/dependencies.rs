@@ -61,12 +61,12 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("attestation", &["transport"]),
     ("guest-image", &[]),
     ("key-broker", &["attestation", "policy", "transport"]),
-    ("runtime", &["protocol", "transport"]),
+    ("runtime", &["protocol", "image", "transport"]),
     // `policy` for the initdata alone: it names the broker that the guest may be tunnelled to.
     ("containerd-shim-cloister-v2", &["runtime", "protocol", "policy", "transport"]),
     ("cloister-agent", &["protocol", "image", "attestation", "policy", "transport"]),
     ("cloister", &["runtime", "image", "attestation", "policy", "key-broker", "guest-image", "transport"]),
-    ("tests", &["runtime", "protocol"]),
+    ("tests", &[]),
 ];
 
 fn metadata() -> Result<Value> {

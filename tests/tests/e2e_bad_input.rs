@@ -192,7 +192,7 @@ fn a_wrong_key(bed: &Bed) -> Result<()> {
     // Encrypting another image under the same name replaces the key in the broker.
     let other = bed.layout(&Image::busybox("echo another")?, "other")?;
     let file = bed.base().join("images/wrong-key.initdata");
-    let release = Release { key: "kbs:///tests/image/wrong-key", initdata: &file, launch_measurement: None };
+    let release = Release { key: "kbs:///tests/image/wrong-key", initdata: &file, tee: "sample", launch_measurement: None };
     bed.broker.encrypt(&other, "1", &release)?;
     let (id, annotation) = (bed.id("wrong-key"), initdata.annotation()?);
     bed.refused(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() }, &["kbs:///tests/image/wrong-key"])

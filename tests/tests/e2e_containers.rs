@@ -1,8 +1,9 @@
 //! Containers of plain images do what a container does: output, arguments, environment, user, directory, exit code, signals, input, a
 //! terminal, more processes. No initdata: the host's wishes are followed.
 
+use std::fs;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::bed::{Bed, Setup};
@@ -56,7 +57,20 @@ fn the_host_may_override_what_runs(bed: &Bed) -> Result<()> {
 /// One VM for everything that can be asked of a running container.
 fn a_running_container_takes_more_processes(bed: &Bed) -> Result<()> {
     let (reference, id) = (image(bed, "exec", "sleep 3600")?, bed.id("exec"));
-    bed.ctr().run(&Run { image: &reference, id: &id, flags: &["--detach"], ..Run::default() })?.succeeded()?;
+    let raw = bed.base().join("raw.img");
+    fs::write(&raw, [b'd'; 4096])?;
+    let mount = format!("type=bind,src={},dst=/dev/data,options=rbind:rw", raw.display());
+    bed.ctr().run(&Run { image: &reference, id: &id, flags: &["--detach", "--mount", &mount], ..Run::default() })?.succeeded()?;
+
+    // A raw file of the host is a disk of the guest, which the container may use as it likes; the scratch disk it may not.
+    let script = "head -c 3 /dev/data; echo; printf changed > /dev/data && sync && echo written; mknod /tmp/s b 254 0; head -c 1 /tmp/s 2>&1 | grep -o permitted";
+    let disk = bed.ctr().exec(&id, "disk", &[], &["/bin/sh", "-c", script], b"")?;
+    ensure!(disk.text() == "ddd\nwritten\npermitted\n", "{disk:?}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !fs::read(&raw)?.starts_with(b"changed") {
+        ensure!(Instant::now() < deadline, "what was written does not arrive");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 
     let seen = bed.ctr().exec(&id, "one", &[], &["/bin/sh", "-c", "echo out; echo err >&2; exit 3"], b"")?;
     ensure!((seen.code(), seen.text().as_str()) == (Some(3), "out\n") && seen.stderr.contains("err"), "{seen:?}");

@@ -1,10 +1,10 @@
 //! A small HTTP/1.1 client on hyper and rustls: one connection per request, no redirects and no retries, which are the caller's
 //! policy.
 
-use crate::{Dialer, Stream};
+use crate::{Dialer, Proxies, Stream, Upload};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, Uri, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -44,6 +44,14 @@ pub enum HttpError {
         /// The cause.
         source: std::io::Error,
     },
+    /// No way through the proxy.
+    #[error("{authority}: {source}")]
+    Proxy {
+        /// Whom we called.
+        authority: String,
+        /// What the proxy said.
+        source: std::io::Error,
+    },
     /// No TLS session.
     #[error("{authority}: TLS: {source}")]
     Tls {
@@ -79,6 +87,7 @@ pub enum HttpError {
 pub struct HttpClient {
     dialer: Arc<dyn Dialer>,
     tls: Arc<ClientConfig>,
+    proxies: Arc<Proxies>,
 }
 
 impl std::fmt::Debug for HttpClient {
@@ -101,19 +110,36 @@ impl HttpClient {
             .map_err(|e| HttpError::Root(e.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { dialer, tls: Arc::new(tls) })
+        Ok(Self { dialer, tls: Arc::new(tls), proxies: Arc::default() })
+    }
+
+    /// The same client, which goes through proxies.
+    pub fn through(self, proxies: Proxies) -> Self {
+        Self { proxies: Arc::new(proxies), ..self }
     }
 
     /// Sends `request`, whose URI is absolute, and gives the response with its body still on the wire.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, HttpError> {
         let (scheme, host, authority) = target(request.uri())?;
         let timeout = || HttpError::Timeout { authority: authority.clone() };
-        tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request, scheme, &host, &authority)).await.map_err(|_| timeout())?
+        let exchange = self.exchange(request.map(Upload::of), scheme, &host, &authority);
+        tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.map_err(|_| timeout())?
     }
 
-    async fn exchange(&self, request: Request<Bytes>, scheme: Scheme, host: &str, authority: &str) -> Result<Response<Body>, HttpError> {
-        let connection =
-            self.dialer.dial(authority).await.map_err(|source| HttpError::Connect { authority: authority.to_owned(), source })?;
+    /// As [`Self::send`], with a body that may take any time to be sent.
+    pub async fn upload(&self, request: Request<Upload>) -> Result<Response<Body>, HttpError> {
+        let (scheme, host, authority) = target(request.uri())?;
+        self.exchange(request, scheme, &host, &authority).await
+    }
+
+    async fn exchange(&self, request: Request<Upload>, scheme: Scheme, host: &str, authority: &str) -> Result<Response<Body>, HttpError> {
+        let proxy = self.proxies.select(scheme == Scheme::Https, host);
+        let peer = proxy.map_or(authority, |proxy| proxy.authority());
+        let mut connection = self.dialer.dial(peer).await.map_err(|source| HttpError::Connect { authority: peer.to_owned(), source })?;
+        if let (Some(proxy), Scheme::Https) = (proxy, scheme) {
+            let way = proxy.connect(&mut connection, authority).await;
+            way.map_err(|source| HttpError::Proxy { authority: authority.to_owned(), source })?;
+        }
         let connection: Box<dyn Stream> = match scheme {
             Scheme::Http => connection,
             Scheme::Https => {
@@ -126,7 +152,11 @@ impl HttpClient {
         let (mut sender, driver) = http1::handshake(TokioIo::new(connection)).await.map_err(http)?;
         // The driver ends with the response's body; an error of its own reaches the reader of that body.
         tokio::spawn(driver);
-        sender.send_request(origin_form(request)?).await.map_err(http)
+        let request = match (proxy, scheme) {
+            (Some(proxy), Scheme::Http) => proxy_form(request, proxy.authorization())?,
+            _ => origin_form(request)?,
+        };
+        sender.send_request(request).await.map_err(http)
     }
 }
 
@@ -159,17 +189,30 @@ fn target(uri: &Uri) -> Result<(Scheme, String, String), HttpError> {
 }
 
 /// HTTP/1.1 wants the path in the request line and the host in a header.
-fn origin_form(request: Request<Bytes>) -> Result<Request<Full<Bytes>>, HttpError> {
-    let (mut parts, body) = request.into_parts();
-    let bad = |uri: &Uri| HttpError::Url(uri.clone());
-    let authority = parts.uri.authority().ok_or_else(|| bad(&parts.uri))?.as_str();
+fn origin_form(mut request: Request<Upload>) -> Result<Request<Upload>, HttpError> {
+    name_host(&mut request)?;
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).parse::<Uri>();
+    *request.uri_mut() = path.map_err(|_| HttpError::Url(request.uri().clone()))?;
+    Ok(request)
+}
+
+/// A proxy wants the whole URL in the request line (RFC 9112 §3.2.2).
+fn proxy_form(mut request: Request<Upload>, authorization: Option<&str>) -> Result<Request<Upload>, HttpError> {
+    name_host(&mut request)?;
+    if let Some(value) = authorization.and_then(|value| HeaderValue::from_str(value).ok()) {
+        request.headers_mut().insert(header::PROXY_AUTHORIZATION, value);
+    }
+    Ok(request)
+}
+
+fn name_host(request: &mut Request<Upload>) -> Result<(), HttpError> {
+    let bad = || HttpError::Url(request.uri().clone());
+    let authority = request.uri().authority().ok_or_else(bad)?.as_str();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let host = HeaderValue::from_str(host).map_err(|_| bad(&parts.uri))?;
-    let path = parts.uri.path_and_query().map_or("/", |p| p.as_str()).parse::<Uri>().map_err(|_| bad(&parts.uri))?;
-    parts.headers.insert(header::HOST, host);
-    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    parts.uri = path;
-    Ok(Request::from_parts(parts, Full::new(body)))
+    let host = HeaderValue::from_str(host).map_err(|_| bad())?;
+    request.headers_mut().insert(header::HOST, host);
+    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -201,6 +244,28 @@ mod tests {
         let seen = server.await.unwrap();
         assert!(seen.starts_with("GET /v2/?x=1 HTTP/1.1\r\n"), "{seen}");
         assert!(seen.contains(&format!("host: {address}\r\n")), "{seen}");
+    }
+
+    #[tokio::test]
+    async fn plain_http_goes_through_its_proxy_with_the_whole_url() {
+        let (address, server) = serve_once("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await;
+        let proxies = Proxies::new(Some(&format!("http://me:pass@{address}")), None, None).unwrap();
+        let client = HttpClient::new(Arc::new(TcpDialer), None).unwrap().through(proxies);
+        let answer = client.send(Request::get("http://registry.invalid/v2/").body(Bytes::new()).unwrap()).await.unwrap();
+        assert_eq!(read_body(answer.into_body(), 5).await.unwrap(), "hello");
+        let seen = server.await.unwrap();
+        assert!(seen.starts_with("GET http://registry.invalid/v2/ HTTP/1.1\r\n"), "{seen}");
+        assert!(seen.contains("host: registry.invalid\r\n") && seen.contains("proxy-authorization: Basic bWU6cGFzcw==\r\n"), "{seen}");
+    }
+
+    #[tokio::test]
+    async fn an_upload_has_its_length() {
+        let (address, server) = serve_once("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n").await;
+        let client = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
+        let body = Upload::read(b"content".as_slice(), 7, |_| ());
+        client.upload(Request::put(format!("http://{address}/x")).body(body).unwrap()).await.unwrap();
+        let seen = server.await.unwrap();
+        assert!(seen.contains("content-length: 7\r\n"), "{seen}");
     }
 
     #[tokio::test]

@@ -3,8 +3,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod http_client;
+mod proxy;
+mod upload;
 
 pub use http_client::{Body, HttpClient, HttpError, Scheme, read_body};
+pub use proxy::{Proxies, Proxy, ProxyError};
+pub use upload::Upload;
 
 use async_trait::async_trait;
 use std::io;

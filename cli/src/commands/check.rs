@@ -1,8 +1,9 @@
 //! `cloister check`: whether this host can run guests, and what to do if not.
 
 mod enclaves;
+mod launch;
 
-use crate::{commands::config, output};
+use crate::{commands::config, input, output};
 use anyhow::Result;
 use guest_image::{GuestManifest, MANIFEST_FILE};
 use runtime::{
@@ -25,6 +26,9 @@ const OLDEST_QEMU: (u32, u32) = (7, 2);
 /// The exit code is 0 when containers can be started, with or without warnings, and 1 when not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Launch a throw-away guest in the configured enclave, verify its evidence, and compare its measurement with the computed one
+    #[arg(long)]
+    launch: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -71,7 +75,11 @@ impl Finding {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let findings = look();
+    let mut findings = look();
+    if args.launch {
+        let config = Config::load()?;
+        findings.extend(input::block_on(async { Ok(launch::launch(&config).await) })?);
+    }
     if args.json {
         output::json(&findings)?;
     } else {

@@ -23,7 +23,10 @@ pub(crate) enum Guest {
         /// The agent: a static executable
         #[arg(long, value_name = "FILE")]
         agent: PathBuf,
-        /// Directory that receives vmlinux, vmlinuz, initramfs.cpio and guest.json
+        /// Firmware of an enclave, out of its package (Debian: ovmf, ovmf-amdsev); it becomes part of the guest. May be given more than once
+        #[arg(long, value_name = "FILE")]
+        firmware: Vec<PathBuf>,
+        /// Directory that receives vmlinux, vmlinuz, initramfs.cpio, firmware and guest.json
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// Print guest.json
@@ -43,8 +46,9 @@ pub(crate) enum Guest {
 
 pub(crate) fn run(command: &Guest) -> Result<()> {
     match command {
-        Guest::Build { kernel_package, agent, out, json } => {
-            let spec = BuildSpec { kernel_package: kernel_package.clone(), agent: agent.clone(), out: out.clone() };
+        Guest::Build { kernel_package, agent, firmware, out, json } => {
+            let (kernel_package, agent, firmware, out) = (kernel_package.clone(), agent.clone(), firmware.clone(), out.clone());
+            let spec = BuildSpec { kernel_package, agent, firmware, out };
             let manifest = guest_image::build(&spec).context("build the guest")?;
             show(&manifest, *json)
         }
@@ -68,6 +72,7 @@ fn show(manifest: &GuestManifest, json: bool) -> Result<()> {
         file("initramfs", &format!("{} (compression: {})", manifest.initramfs.name, manifest.compression), manifest.initramfs.size),
         file("agent", "/init", manifest.agent.size),
     ];
+    rows.extend(manifest.firmware.iter().map(|firmware| file("firmware", &firmware.name, firmware.size)));
     rows.extend(manifest.modules.iter().map(|module| file(&format!("module, {}", module.stage), &module.file, module.size)));
     output::table(&rows)?;
     output::line(&format!("measurement  {}", manifest.measurement))

@@ -9,5 +9,5 @@ pub(crate) mod image;
 pub(crate) mod initdata;
 pub(crate) mod install;
 pub(crate) mod man;
-pub(crate) mod policy;
+pub(crate) mod measure;
 pub(crate) mod snapshotter;

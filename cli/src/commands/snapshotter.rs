@@ -27,10 +27,21 @@ pub(crate) struct Args {
     /// Directory of the snapshots' records
     #[arg(long, value_name = "DIR", default_value = "/var/lib/cloister/snapshotter")]
     root: PathBuf,
+    /// Socket of the containerd that this serves: asked for the users that images name
+    #[arg(long, env = "CONTAINERD_ADDRESS", default_value = "/run/containerd/containerd.sock", value_name = "SOCKET")]
+    containerd: PathBuf,
+    /// Unpack plain images as overlayfs would: for CRI of containerd 1.6, which has one snapshotter for all runtimes
+    #[arg(long)]
+    unpack_plain: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     logger::install();
-    let options = snapshotter::Options { address: args.address.clone(), root: args.root.clone() };
+    let options = snapshotter::Options {
+        address: args.address.clone(),
+        root: args.root.clone(),
+        containerd: args.containerd.clone(),
+        unpack_plain: args.unpack_plain,
+    };
     input::block_on(async move { snapshotter::serve(&options, input::asked_to_stop()?).await })
 }

@@ -10,9 +10,14 @@
 //!   `ctr` of containerd 1.6 and 1.7, which only ever asks `Stat` and then unpacks by itself, cannot be helped from here:
 //!   `cloister image prepare` does the labelled `Prepare` in its place, and from then on `Stat` succeeds. An unpacking `Prepare`
 //!   without a label is refused with that advice, instead of failing later for want of a decoder.
+//! - A container's directory is empty but for the names of users that its image runs as (`images`).
+//! - With `--unpack-plain`, for CRI of containerd 1.6, which has one snapshotter for all runtimes, the layers of plain images are unpacked as
+//!   overlayfs would have them (`mounts`): other runtimes on the node go on working.
 //! - `Stat` of a chain id that the metadata store knows and we do not (our directory was lost) is answered with "committed": there
 //!   was nothing in it to lose.
 
+mod images;
+mod mounts;
 mod pb;
 mod server;
 mod service;

@@ -1,6 +1,6 @@
 //! Listens on a unix socket until it is told to end.
 
-use super::{service::SnapshotService, store::Store};
+use super::{images::Images, service::SnapshotService, store::Store};
 use anyhow::{Context, Result, bail};
 use futures_util::stream;
 use std::{
@@ -23,6 +23,10 @@ const MAX_SOCKET_PATH: usize = 107;
 pub(crate) struct Options {
     pub(crate) address: PathBuf,
     pub(crate) root: PathBuf,
+    /// The socket of the containerd that asks.
+    pub(crate) containerd: PathBuf,
+    /// Whether plain images are unpacked, for other runtimes.
+    pub(crate) unpack_plain: bool,
 }
 
 /// Serves until `stop`, then removes the socket. The snapshots stay.
@@ -39,7 +43,9 @@ pub(crate) async fn serve(options: &Options, stop: impl Future<Output = ()>) -> 
         let connection: io::Result<UnixStream> = listener.accept().await.map(|(connection, _)| connection);
         Some((connection, listener))
     });
-    let served = Server::builder().serve_with_incoming_shutdown(SnapshotService(store), Box::pin(incoming), stop).await;
+    let images = Arc::new(Images::new(&options.containerd));
+    let service = SnapshotService { store, images, unpack_plain: options.unpack_plain };
+    let served = Server::builder().serve_with_incoming_shutdown(service, Box::pin(incoming), stop).await;
     let removed = fs::remove_file(&options.address);
     served.context("serve the snapshots API")?;
     removed.with_context(|| format!("remove {}", options.address.display()))
@@ -107,7 +113,8 @@ mod tests {
 
     /// Serves in a directory of its own; the sender ends it.
     async fn start(root: &Path) -> (Client, oneshot::Sender<()>, tokio::task::JoinHandle<Result<()>>) {
-        let options = Options { address: root.join("s.sock"), root: root.join("state") };
+        let options =
+            Options { address: root.join("s.sock"), root: root.join("state"), containerd: root.join("nobody.sock"), unpack_plain: false };
         let address = options.address.clone();
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(async move {

@@ -2,16 +2,21 @@
 //! of a code generator of tonic's.
 
 use super::{
+    images::Images,
     messages as pb,
-    store::{Kind, Labels, Prepared, Snapshot, Store, StoreError},
+    mounts::Mounts,
+    store::{Kind, LABEL_TARGET, Labels, Prepared, Snapshot, Store, StoreError, chain_to_unpack},
 };
-use futures_util::stream;
+use futures_util::{
+    TryFutureExt,
+    future::{Either, MapOk},
+    stream,
+};
 use protobuf::{EnumOrUnknown, Message, MessageField};
 use runtime::containerd::grpc::ProtobufCodec;
 use std::{
     convert::Infallible,
     future::{Ready, ready},
-    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -29,7 +34,11 @@ const BATCH: usize = 100;
 
 /// Answers containerd out of a [`Store`].
 #[derive(Debug, Clone)]
-pub(crate) struct SnapshotService(pub(crate) Arc<Store>);
+pub(crate) struct SnapshotService {
+    pub(crate) store: Arc<Store>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) unpack_plain: bool,
+}
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -43,16 +52,17 @@ impl Service<http::Request<Body>> for SnapshotService {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let store = self.0.clone();
-        Box::pin(async move { Ok(route(&store, request).await) })
+        let service = self.clone();
+        Box::pin(async move { Ok(route(&service, request).await) })
     }
 }
 
-async fn route(store: &Store, request: http::Request<Body>) -> http::Response<Body> {
+async fn route(service: &SnapshotService, request: http::Request<Body>) -> http::Response<Body> {
+    let store = &*service.store;
     let method = request.uri().path().strip_prefix(SERVICE).unwrap_or_default().to_owned();
     match method.as_str() {
-        "Prepare" => unary(request, |m| prepare(store, m)).await,
-        "View" => unary(request, |m| view(store, m)).await,
+        "Prepare" => waiting(request, |m| prepare(service, m)).await,
+        "View" => waiting(request, |m| view(service, m)).await,
         "Mounts" => unary(request, |m| mounts(store, &m)).await,
         "Commit" => unary(request, |m| commit(store, m)).await,
         "Remove" => unary(request, |m| remove(store, &m)).await,
@@ -65,19 +75,35 @@ async fn route(store: &Store, request: http::Request<Body>) -> http::Response<Bo
     }
 }
 
-fn prepare(store: &Store, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
-    match store.prepare(&message.key, &message.parent, labels(message.labels)).map_err(refused)? {
-        Prepared::Mountable(path) => Ok(bind(&path, true)),
+async fn prepare(service: &SnapshotService, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
+    let labels = labels(message.labels);
+    let target = labels.get(LABEL_TARGET).map(String::as_str).or_else(|| chain_to_unpack(&message.key));
+    let unpack = match target {
+        Some(chain) if service.unpack_plain => service.images.is_plain(&message.key, chain).await,
+        _ => false,
+    };
+    let of_container = target.is_none();
+    match service.store.prepare(&message.key, &message.parent, labels, unpack).map_err(refused)? {
+        Prepared::Mountable(mounts) => {
+            if let (true, Mounts::Own(path, _)) = (of_container, &mounts) {
+                service.images.provide_users(path, &message.key, &message.parent).await;
+            }
+            Ok(respond_mounts(&mounts))
+        }
         Prepared::Present(target) => Err(Status::already_exists(format!("target snapshot {target:?}"))),
     }
 }
 
-fn view(store: &Store, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
-    store.view(&message.key, &message.parent, labels(message.labels)).map(|path| bind(&path, false)).map_err(refused)
+async fn view(service: &SnapshotService, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
+    let mounts = service.store.view(&message.key, &message.parent, labels(message.labels)).map_err(refused)?;
+    if let Mounts::Own(path, _) = &mounts {
+        service.images.provide_users(path, &message.key, &message.parent).await;
+    }
+    Ok(respond_mounts(&mounts))
 }
 
 fn mounts(store: &Store, message: &pb::KeyRequest) -> Result<pb::MountsResponse, Status> {
-    store.mounts(&message.key).map(|(path, writable)| bind(&path, writable)).map_err(refused)
+    store.mounts(&message.key).map(|mounts| respond_mounts(&mounts)).map_err(refused)
 }
 
 fn commit(store: &Store, message: pb::CommitRequest) -> Result<pb::Empty, Status> {
@@ -115,14 +141,9 @@ fn labels(map: std::collections::HashMap<String, String>) -> Labels {
     map.into_iter().collect()
 }
 
-fn bind(source: &Path, writable: bool) -> pb::MountsResponse {
-    let mount = pb::Mount {
-        type_: "bind".into(),
-        source: source.display().to_string(),
-        options: vec!["rbind".into(), if writable { "rw" } else { "ro" }.into()],
-        ..Default::default()
-    };
-    pb::MountsResponse { mounts: vec![mount], ..Default::default() }
+fn respond_mounts(mounts: &Mounts) -> pb::MountsResponse {
+    let (type_, source, options) = mounts.mount();
+    pb::MountsResponse { mounts: vec![pb::Mount { type_, source, options, ..Default::default() }], ..Default::default() }
 }
 
 fn respond(snapshot: Snapshot) -> pb::InfoResponse {
@@ -169,19 +190,37 @@ where
     A: Message,
     F: FnOnce(Q) -> Result<A, Status>,
 {
+    waiting(request, |message| ready(handler(message))).await
+}
+
+/// As [`unary`], for what takes more than a look into the store.
+async fn waiting<Q, A, F, T>(request: http::Request<Body>, handler: F) -> http::Response<Body>
+where
+    Q: Message,
+    A: Message,
+    F: FnOnce(Q) -> T,
+    T: Future<Output = Result<A, Status>>,
+{
     Grpc::new(ProtobufCodec::<A, Q>::default()).unary(Once(Some(handler)), request).await
 }
 
 /// A handler for the one message of one request.
 struct Once<F>(Option<F>);
 
-impl<Q, A, F: FnOnce(Q) -> Result<A, Status>> UnaryService<Q> for Once<F> {
+impl<Q, A, F, T> UnaryService<Q> for Once<F>
+where
+    F: FnOnce(Q) -> T,
+    T: Future<Output = Result<A, Status>>,
+{
     type Response = A;
-    type Future = Ready<Result<Response<A>, Status>>;
+    type Future = MapOk<Either<T, Ready<Result<A, Status>>>, fn(A) -> Response<A>>;
 
     fn call(&mut self, request: Request<Q>) -> Self::Future {
-        let answer = self.0.take().map(|handler| handler(request.into_inner()));
-        ready(answer.unwrap_or_else(|| Err(Status::internal("called twice"))).map(Response::new))
+        let answer = match self.0.take() {
+            Some(handler) => Either::Left(handler(request.into_inner())),
+            None => Either::Right(ready(Err(Status::internal("called twice")))),
+        };
+        answer.map_ok(Response::new)
     }
 }
 

@@ -3,13 +3,15 @@
 //! ```text
 //! <root>/lock                  held by the running snapshotter
 //! <root>/records/<id>.json     written under another name, then renamed: whole or absent
-//! <root>/snapshots/<id>/fs     what is mounted: empty, since the container's files exist in the guest only
+//! <root>/snapshots/<id>/fs     what is mounted: empty, since the container's files exist in the guest only; or an unpacked layer
+//! <root>/snapshots/<id>/work   of an overlay
 //! ```
 //!
 //! A directory is made before its record and removed after it, so what a crash leaves is a directory without a record, which the
 //! next start removes. Records are not synced to the disk: what a power failure takes is either about a container that the same
 //! failure ended, or a chain id that [`Store::stat`] makes good.
 
+use super::mounts::{self, Mounts};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -84,13 +86,16 @@ pub(crate) struct Snapshot {
     pub(crate) created: u64,
     pub(crate) updated: u64,
     pub(crate) labels: Labels,
+    /// Its directory holds a layer's files, or will.
+    #[serde(default)]
+    unpacked: bool,
 }
 
 /// What `Prepare` came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Prepared {
-    /// A new snapshot, to be mounted from this directory.
-    Mountable(PathBuf),
+    /// A new snapshot.
+    Mountable(Mounts),
     /// The chain id that was asked for is there: nothing to unpack.
     Present(String),
 }
@@ -156,21 +161,22 @@ impl Store {
         Ok(())
     }
 
-    /// A new writable snapshot or, with [`LABEL_TARGET`], the promise that the target is there.
-    pub(crate) fn prepare(&self, name: &str, parent: &str, labels: Labels) -> Result<Prepared, StoreError> {
-        if let Some(target) = labels.get(LABEL_TARGET).cloned() {
-            self.promise(name, &target, parent, labels)?;
-            return Ok(Prepared::Present(target));
+    /// A new writable snapshot or, with [`LABEL_TARGET`], the promise that the target is there; `unpack`: the target is to be unpacked
+    /// into a new snapshot instead.
+    pub(crate) fn prepare(&self, name: &str, parent: &str, labels: Labels, unpack: bool) -> Result<Prepared, StoreError> {
+        match labels.get(LABEL_TARGET).cloned() {
+            Some(target) if !unpack => {
+                self.promise(name, &target, parent, labels)?;
+                Ok(Prepared::Present(target))
+            }
+            None if !unpack && chain_to_unpack(name).is_some() => Err(StoreError::Unpacking),
+            _ => self.create(name, parent, Kind::Active, labels, unpack).map(Prepared::Mountable),
         }
-        if is_unpacking(name) {
-            return Err(StoreError::Unpacking);
-        }
-        self.create(name, parent, Kind::Active, labels).map(Prepared::Mountable)
     }
 
     /// A new read-only snapshot.
-    pub(crate) fn view(&self, name: &str, parent: &str, labels: Labels) -> Result<PathBuf, StoreError> {
-        self.create(name, parent, Kind::View, labels)
+    pub(crate) fn view(&self, name: &str, parent: &str, labels: Labels) -> Result<Mounts, StoreError> {
+        self.create(name, parent, Kind::View, labels, false)
     }
 
     /// Records `target` as committed on `parent`. containerd finds it by label and parent and takes our name for it, which may be
@@ -183,25 +189,28 @@ impl Store {
             return Ok(());
         }
         let name = if state.by_name.contains_key(target) { key } else { target };
-        self.insert(&mut state, name, parent, Kind::Committed, labels).map(drop)
+        self.insert(&mut state, name, parent, Kind::Committed, labels, false).map(drop)
     }
 
-    fn create(&self, name: &str, parent: &str, kind: Kind, labels: Labels) -> Result<PathBuf, StoreError> {
-        let id = self.insert(&mut self.state(), name, parent, kind, labels)?;
-        Ok(self.directory(id))
+    fn create(&self, name: &str, parent: &str, kind: Kind, labels: Labels, unpacked: bool) -> Result<Mounts, StoreError> {
+        let mut state = self.state();
+        self.insert(&mut state, name, parent, kind, labels, unpacked)?;
+        self.mounts_of(&state, name)
     }
 
-    fn insert(&self, state: &mut State, name: &str, parent: &str, kind: Kind, labels: Labels) -> Result<u64, StoreError> {
+    fn insert(&self, state: &mut State, name: &str, parent: &str, kind: Kind, labels: Labels, unpacked: bool) -> Result<u64, StoreError> {
         check_bounds(name, parent, &labels)?;
         if state.by_name.contains_key(name) {
             return Err(StoreError::AlreadyExists(name.to_owned()));
         }
         let id = state.last_id + 1;
         let now = now();
-        let snapshot = Snapshot { id, name: name.to_owned(), parent: parent.to_owned(), kind, created: now, updated: now, labels };
+        let snapshot =
+            Snapshot { id, name: name.to_owned(), parent: parent.to_owned(), kind, created: now, updated: now, labels, unpacked };
         if kind != Kind::Committed {
-            let path = self.directory(id);
-            fs::create_dir_all(&path).map_err(|source| StoreError::File { path, source })?;
+            for path in [self.directory(id), self.work_directory(id)] {
+                fs::create_dir_all(&path).map_err(|source| StoreError::File { path, source })?;
+            }
         }
         self.write(&snapshot)?;
         state.last_id = id;
@@ -209,18 +218,28 @@ impl Store {
         Ok(id)
     }
 
-    /// The directory that a view or an active snapshot is mounted from, and whether it is writable.
-    pub(crate) fn mounts(&self, name: &str) -> Result<(PathBuf, bool), StoreError> {
-        let state = self.state();
-        let snapshot = state.by_name.get(name).ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
-        match snapshot.kind {
-            Kind::Committed => Err(wrong_kind(snapshot, "active or a view")),
-            kind => Ok((self.directory(snapshot.id), kind == Kind::Active)),
-        }
+    /// How a view or an active snapshot is mounted.
+    pub(crate) fn mounts(&self, name: &str) -> Result<Mounts, StoreError> {
+        self.mounts_of(&self.state(), name)
     }
 
-    /// Turns the active snapshot `key` into the committed `name`. What was written into its directory is dropped: it was never part
-    /// of a container.
+    fn mounts_of(&self, state: &State, name: &str) -> Result<Mounts, StoreError> {
+        let snapshot = state.by_name.get(name).ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
+        let writable = match snapshot.kind {
+            Kind::Committed => return Err(wrong_kind(snapshot, "active or a view")),
+            kind => kind == Kind::Active,
+        };
+        // From the top. A chain that was promised has nothing to show.
+        let (mut lower, mut parent) = (Vec::new(), &snapshot.parent);
+        while let Some(layer) = state.by_name.get(parent).filter(|layer| layer.unpacked) {
+            lower.push(self.directory(layer.id));
+            parent = &layer.parent;
+        }
+        Ok(mounts::of(self.directory(snapshot.id), self.work_directory(snapshot.id), lower, writable))
+    }
+
+    /// Turns the active snapshot `key` into the committed `name`. An unpacked layer keeps its files; what was written into another
+    /// directory is dropped: it was never part of a container.
     pub(crate) fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<(), StoreError> {
         let mut state = self.state();
         let active = state.by_name.get(key).ok_or_else(|| StoreError::NotFound(key.to_owned()))?.clone();
@@ -228,7 +247,18 @@ impl Store {
             return Err(wrong_kind(&active, "active"));
         }
         let parent = if active.parent.is_empty() { parent } else { &active.parent };
-        self.insert(&mut state, name, parent, Kind::Committed, labels)?;
+        if active.unpacked {
+            check_bounds(name, parent, &labels)?;
+            if state.by_name.contains_key(name) {
+                return Err(StoreError::AlreadyExists(name.to_owned()));
+            }
+            let committed = Snapshot { name: name.to_owned(), kind: Kind::Committed, updated: now(), labels, ..active };
+            self.write(&committed)?;
+            state.by_name.remove(key);
+            state.by_name.insert(name.to_owned(), committed);
+            return Ok(());
+        }
+        self.insert(&mut state, name, parent, Kind::Committed, labels, false)?;
         state.by_name.remove(key);
         self.erase(active.id)
     }
@@ -250,7 +280,7 @@ impl Store {
             if !is_chain_id(name) {
                 return Err(StoreError::NotFound(name.to_owned()));
             }
-            self.insert(&mut state, name, "", Kind::Committed, Labels::new())?;
+            self.insert(&mut state, name, "", Kind::Committed, Labels::new(), false)?;
         }
         state.by_name.get(name).cloned().ok_or_else(|| StoreError::NotFound(name.to_owned()))
     }
@@ -313,6 +343,10 @@ impl Store {
         self.root.join("snapshots").join(id.to_string()).join("fs")
     }
 
+    fn work_directory(&self, id: u64) -> PathBuf {
+        self.directory(id).with_file_name("work")
+    }
+
     /// A panic while the lock is held leaves no half-made state: the map changes last.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -333,9 +367,10 @@ fn is_chain_id(name: &str) -> bool {
     hex.is_some_and(|h| h.len() == 64 && h.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
-/// The key of a client that is about to unpack a layer (containerd: `snapshots.UnpackKeyFormat`, "extract-%s %s").
-fn is_unpacking(name: &str) -> bool {
-    client_key(name).strip_prefix("extract-").and_then(|rest| rest.split_once(' ')).is_some_and(|(_, chain)| is_chain_id(chain))
+/// The chain id that a client is about to unpack, if this is the key of one (containerd: `snapshots.UnpackKeyFormat`, "extract-%s %s").
+pub(crate) fn chain_to_unpack(name: &str) -> Option<&str> {
+    let (_, chain) = client_key(name).strip_prefix("extract-")?.split_once(' ')?;
+    is_chain_id(chain).then_some(chain)
 }
 
 fn check_bounds(name: &str, parent: &str, labels: &Labels) -> Result<(), StoreError> {
@@ -373,13 +408,13 @@ mod tests {
     fn a_labelled_prepare_is_a_promise_that_is_kept() {
         let (_dir, store) = store();
         for key in ["ns/1/extract-1 x", "other/2/extract-2 x"] {
-            assert_eq!(store.prepare(key, "", labelled(CHAIN)).unwrap(), Prepared::Present(CHAIN.into()));
+            assert_eq!(store.prepare(key, "", labelled(CHAIN), false).unwrap(), Prepared::Present(CHAIN.into()));
         }
         let all = store.list();
         assert_eq!(all.len(), 1, "namespaces share it");
         assert_eq!((all[0].kind, all[0].labels[LABEL_TARGET].as_str()), (Kind::Committed, CHAIN));
         // containerd asks for target and parent: on another parent it is another snapshot.
-        store.prepare("ns/3/extract-3 x", "ns/9/base", labelled(CHAIN)).unwrap();
+        store.prepare("ns/3/extract-3 x", "ns/9/base", labelled(CHAIN), false).unwrap();
         assert!(store.list().iter().any(|s| s.name == "ns/3/extract-3 x" && s.parent == "ns/9/base" && s.kind == Kind::Committed));
     }
 
@@ -387,20 +422,22 @@ mod tests {
     fn an_unpacking_client_is_told_what_to_do() {
         let (_dir, store) = store();
         let key = format!("default/7/extract-123456-aBc= {CHAIN}");
-        let error = store.prepare(&key, "", Labels::new()).unwrap_err();
+        let error = store.prepare(&key, "", Labels::new(), false).unwrap_err();
         assert!(error.to_string().contains("cloister image prepare"), "{error}");
         assert!(store.list().is_empty());
         // A container that is merely called so is none.
-        assert!(matches!(store.prepare("default/8/extract-1", "", Labels::new()), Ok(Prepared::Mountable(_))));
+        assert!(matches!(store.prepare("default/8/extract-1", "", Labels::new(), false), Ok(Prepared::Mountable(_))));
     }
 
     #[test]
     fn a_container_gets_an_empty_directory_and_leaves_nothing() {
         let (dir, store) = store();
-        let Prepared::Mountable(path) = store.prepare("ns/1/c", CHAIN, Labels::new()).unwrap() else { panic!("not mountable") };
+        let Prepared::Mountable(Mounts::Own(path, true)) = store.prepare("ns/1/c", CHAIN, Labels::new(), false).unwrap() else {
+            panic!("not mountable")
+        };
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
-        assert_eq!(store.mounts("ns/1/c").unwrap(), (path.clone(), true));
-        assert!(matches!(store.prepare("ns/1/c", "", Labels::new()), Err(StoreError::AlreadyExists(_))));
+        assert_eq!(store.mounts("ns/1/c").unwrap(), Mounts::Own(path.clone(), true));
+        assert!(matches!(store.prepare("ns/1/c", "", Labels::new(), false), Err(StoreError::AlreadyExists(_))));
         fs::write(path.join("file"), b"x").unwrap();
         store.remove("ns/1/c").unwrap();
         assert!(matches!(store.remove("ns/1/c"), Err(StoreError::NotFound(_))));
@@ -413,8 +450,8 @@ mod tests {
     fn views_are_read_only_and_committed_ones_are_not_mounted() {
         let (_dir, store) = store();
         store.view("ns/1/v", "", Labels::new()).unwrap();
-        assert!(!store.mounts("ns/1/v").unwrap().1);
-        store.prepare("ns/2/extract-1 x", "", labelled(CHAIN)).unwrap();
+        assert!(matches!(store.mounts("ns/1/v").unwrap(), Mounts::Own(_, false)));
+        store.prepare("ns/2/extract-1 x", "", labelled(CHAIN), false).unwrap();
         assert!(matches!(store.mounts(CHAIN), Err(StoreError::Kind { .. })));
         assert!(matches!(store.commit("x", "ns/1/v", "", Labels::new()), Err(StoreError::Kind { .. })));
         assert!(matches!(store.mounts("nobody"), Err(StoreError::NotFound(_))));
@@ -423,7 +460,9 @@ mod tests {
     #[test]
     fn commit_moves_and_drops_what_was_written() {
         let (_dir, store) = store();
-        let Prepared::Mountable(path) = store.prepare("ns/1/a", "base", Labels::new()).unwrap() else { panic!("not mountable") };
+        let Prepared::Mountable(Mounts::Own(path, true)) = store.prepare("ns/1/a", "base", Labels::new(), false).unwrap() else {
+            panic!("not mountable")
+        };
         fs::write(path.join("file"), b"x").unwrap();
         store.commit("ns/2/b", "ns/1/a", "", Labels::new()).unwrap();
         let all = store.list();
@@ -432,10 +471,43 @@ mod tests {
     }
 
     #[test]
+    fn layers_that_are_unpacked_are_stacked() {
+        let (dir, store) = store();
+        let other = CHAIN.replace('a', "b");
+        let mut parent = String::new();
+        for (number, chain) in [CHAIN, &other].into_iter().enumerate() {
+            let key = format!("ns/{number}/extract-1 {chain}");
+            let Prepared::Mountable(mounts) = store.prepare(&key, &parent, labelled(chain), true).unwrap() else { panic!("present") };
+            match mounts {
+                Mounts::Own(path, true) if number == 0 => fs::write(path.join("below"), b"1").unwrap(),
+                Mounts::Overlay { upper: Some((upper, _)), lower } if number == 1 => {
+                    assert_eq!(fs::read(lower[0].join("below")).unwrap(), b"1");
+                    fs::write(upper.join("above"), b"2").unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+            let name = format!("ns/{}/{chain}", number + 10);
+            store.commit(&name, &key, "", Labels::new()).unwrap();
+            parent = name;
+        }
+        drop(store);
+        let store = Store::open(dir.path()).unwrap();
+        let Prepared::Mountable(Mounts::Overlay { lower, upper }) = store.prepare("ns/3/c", &parent, Labels::new(), false).unwrap() else {
+            panic!("no overlay")
+        };
+        assert!(upper.is_some() && lower.len() == 2 && lower[0].join("above").is_file() && lower[1].join("below").is_file());
+        assert!(matches!(store.view("ns/4/v", &parent, Labels::new()).unwrap(), Mounts::Overlay { upper: None, .. }));
+        // What is promised beside it has nothing to show.
+        store.prepare("ns/5/extract-1 x", "", labelled(&CHAIN.replace('a', "c")), false).unwrap();
+        let promised = store.prepare("ns/6/d", &CHAIN.replace('a', "c"), Labels::new(), false).unwrap();
+        assert!(matches!(promised, Prepared::Mountable(Mounts::Own(_, true))));
+    }
+
+    #[test]
     fn a_parent_outlives_its_children() {
         let (_dir, store) = store();
         store.stat(CHAIN).unwrap();
-        store.prepare("ns/1/c", CHAIN, Labels::new()).unwrap();
+        store.prepare("ns/1/c", CHAIN, Labels::new(), false).unwrap();
         assert!(matches!(store.remove(CHAIN), Err(StoreError::Children(_))));
         store.remove("ns/1/c").unwrap();
         store.remove(CHAIN).unwrap();
@@ -455,7 +527,7 @@ mod tests {
     #[test]
     fn a_restart_finds_everything_and_clears_the_rest() {
         let (dir, store) = store();
-        store.prepare("ns/1/c", CHAIN, Labels::new()).unwrap();
+        store.prepare("ns/1/c", CHAIN, Labels::new(), false).unwrap();
         store.stat(CHAIN).unwrap();
         store.update(CHAIN, Labels::from([("a".into(), "b".into())]), &["labels.a".into()]).unwrap();
         let before = store.list();
@@ -466,11 +538,11 @@ mod tests {
         fs::write(dir.path().join("records/97.partial"), b"").unwrap();
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.list(), before);
-        assert!(store.mounts("ns/1/c").unwrap().0.is_dir());
+        assert!(matches!(store.mounts("ns/1/c").unwrap(), Mounts::Own(path, true) if path.is_dir()));
         assert_eq!(fs::read_dir(dir.path().join("records")).unwrap().count(), 2);
         assert!(!dir.path().join("snapshots/99").exists());
         // A new id never meets an old directory.
-        assert!(matches!(store.prepare("ns/2/d", "", Labels::new()), Ok(Prepared::Mountable(_))));
+        assert!(matches!(store.prepare("ns/2/d", "", Labels::new(), false), Ok(Prepared::Mountable(_))));
     }
 
     #[test]
@@ -491,7 +563,7 @@ mod tests {
         let long = "n".repeat(MAX_NAME + 1);
         let heavy = Labels::from([("k".to_owned(), "v".repeat(MAX_LABELS))]);
         for (name, parent, labels) in [("", "", Labels::new()), (&long, "", Labels::new()), ("n", &long, Labels::new()), ("n", "", heavy)] {
-            assert!(matches!(store.prepare(name, parent, labels), Err(StoreError::Bound)));
+            assert!(matches!(store.prepare(name, parent, labels, false), Err(StoreError::Bound)));
         }
     }
 }

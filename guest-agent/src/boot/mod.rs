@@ -5,7 +5,7 @@ pub mod cmdline;
 pub mod console;
 pub mod marks;
 pub mod modules;
-mod mounts;
+pub mod mounts;
 pub mod power;
 
 use crate::{logger, network};

@@ -86,6 +86,11 @@ pub fn mount_world() -> Result<(), MountError> {
     Ok(())
 }
 
+/// Mounts what holds the firmware's event log; only a machine with a TPM has one.
+pub fn mount_securityfs() -> Result<(), MountError> {
+    mount_fs("securityfs", "/sys/kernel/security", COMMON.union(MsFlags::MS_RDONLY), "")
+}
+
 /// Gives children of `cgroup` every controller that the kernel has; one that is missing is missed when a limit asks for it.
 fn enable_controllers(cgroup: &str) {
     let available = fs::read_to_string(format!("{cgroup}/cgroup.controllers")).unwrap_or_default();

@@ -21,15 +21,11 @@ pub fn run(job: &CreateJob) -> Result<u32, String> {
 }
 
 fn build(job: &CreateJob) -> Result<Option<u32>, LibcontainerError> {
-    let container = ContainerBuilder::new(job.name.clone(), SyscallType::default())
+    let builder = ContainerBuilder::new(job.name.clone(), SyscallType::default())
         .with_root_path(&job.state)?
-        .with_console_socket(job.console.as_ref())
-        .with_executor(OwnWords)
-        .validate_id()?
-        .as_init(&job.bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .build()?;
+        .with_console_socket(job.console.as_ref());
+    let builder = if job.hold { builder.with_executor(HoldStill) } else { builder.with_executor(OwnWords) };
+    let container = builder.validate_id()?.as_init(&job.bundle).with_systemd(false).with_detach(true).build()?;
     Ok(container.pid().map(|pid| pid.as_raw().cast_unsigned()))
 }
 
@@ -55,6 +51,28 @@ impl Executor for OwnWords {
         // The host has been told that the process started: the process's own output is the only place left.
         eprintln!("{reason}");
         std::process::exit(CANNOT_EXECUTE);
+    }
+}
+
+/// In place of a program: the first process of a namespace that others share. It reaps what they leave, and does nothing else.
+#[derive(Clone)]
+struct HoldStill;
+
+impl Executor for HoldStill {
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        // SAFETY: system calls with integers only. Nothing executes another program here, so what is open would stay open; and the
+        // kernel reaps the children of a process that ignores their end (wait(2)).
+        unsafe {
+            libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0);
+            libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        }
+        loop {
+            nix::unistd::pause();
+        }
     }
 }
 

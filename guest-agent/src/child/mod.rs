@@ -43,6 +43,8 @@ pub struct CreateJob {
     pub state: PathBuf,
     /// Where the terminal is to be sent.
     pub console: Option<PathBuf>,
+    /// Not to run a program: to hold the container's namespaces for others.
+    pub hold: bool,
 }
 
 /// See [`Job::Exec`].

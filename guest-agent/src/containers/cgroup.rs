@@ -1,6 +1,5 @@
 //! A container's cgroup (Documentation/admin-guide/cgroup-v2.rst): limits, the freezer, statistics, and who is in it.
 
-use super::devices;
 use oci_spec::runtime::LinuxResources;
 use protocol::api::StatsContainerResponse;
 use std::{
@@ -16,6 +15,12 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 pub const PARENT: &str = "cloister";
 /// The period that `cpu.max` has where none is given, in microseconds.
 const DEFAULT_PERIOD: u64 = 100_000;
+/// Most cgroups that are looked at below a container's own.
+const MAX_TREE: usize = 4096;
+/// Longest value of a file that the host names itself.
+const MAX_VALUE: usize = 256;
+/// Controllers whose files the host may name itself (`linux.resources.unified`); the kubelet sets `memory.oom.group` so.
+const UNIFIED: &[&str] = &["cpu", "memory", "pids"];
 
 /// Why a file of the cgroup could not be used.
 #[derive(Debug, Error)]
@@ -44,11 +49,9 @@ impl Cgroup {
         Path::new("/").join(PARENT).join(name)
     }
 
-    /// Makes it, with the controllers of its parent, and lets nothing in it open a device beyond the usual ones. Before its first
-    /// process: libcontainer takes a cgroup that is there as it is.
+    /// Makes it, with the controllers of its parent. Before its first process: libcontainer takes a cgroup that is there as it is.
     pub fn create(&self) -> io::Result<()> {
-        fs::create_dir(&self.path)?;
-        devices::restrict(&self.path)
+        fs::create_dir(&self.path)
     }
 
     /// Its directory.
@@ -58,8 +61,9 @@ impl Cgroup {
 
     /// Sets what `resources` names and leaves the rest.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        for (file, value) in settings(resources) {
-            self.write(file, &value)?;
+        let processors = fs::read_to_string(Path::new(ROOT).join("cpuset.cpus.effective")).unwrap_or_default();
+        for (file, value) in settings(resources, &processors) {
+            self.write(&file, &value)?;
         }
         Ok(())
     }
@@ -74,9 +78,26 @@ impl Cgroup {
         self.write("cgroup.kill", "1")
     }
 
-    /// Process ids, in the guest's first pid namespace.
+    /// Process ids, in the guest's first pid namespace; also those of cgroups that a privileged container made below its own.
     pub fn pids(&self) -> Result<Vec<u32>, CgroupError> {
-        Ok(self.read("cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())
+        let mut pids = Vec::new();
+        for directory in self.tree() {
+            let procs = Self { path: directory }.read("cgroup.procs")?;
+            pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
+        }
+        Ok(pids)
+    }
+
+    /// Its directory and those below it, parents first; a bounded number.
+    fn tree(&self) -> Vec<PathBuf> {
+        let mut tree = vec![self.path.clone()];
+        let mut next = 0;
+        while next < tree.len() && tree.len() < MAX_TREE {
+            let below = fs::read_dir(&tree[next]).into_iter().flatten().flatten();
+            tree.extend(below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+            next += 1;
+        }
+        tree
     }
 
     /// How often the kernel killed a process here for want of memory.
@@ -84,12 +105,15 @@ impl Cgroup {
         self.read("memory.events").map_or(0, |text| keyed(&text).get("oom_kill").copied().unwrap_or(0))
     }
 
-    /// Removes it; it must be empty.
+    /// Removes it with all below it; there must be no process in it.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir(&self.path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+        for directory in self.tree().iter().rev() {
+            match fs::remove_dir(directory) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
         }
+        Ok(())
     }
 
     /// Statistics; a file that is missing (a controller that the kernel does not have) counts as zero.
@@ -97,6 +121,7 @@ impl Cgroup {
         let number = |file: &str| self.read(file).map_or(0, |text| single(&text));
         let cpu = self.read("cpu.stat").map(|text| keyed(&text)).unwrap_or_default();
         let of_cpu = |key: &str| cpu.get(key).copied().unwrap_or(0);
+        let events = self.read("memory.events").map(|text| keyed(&text)).unwrap_or_default();
         StatsContainerResponse {
             memory_usage: number("memory.current"),
             memory_limit: number("memory.max"),
@@ -107,7 +132,9 @@ impl Cgroup {
             pids_current: number("pids.current"),
             pids_limit: number("pids.max"),
             memory_stat: self.read("memory.stat").map(|text| keyed(&text)).unwrap_or_default(),
-            oom_kills: self.oom_kills(),
+            oom_kills: events.get("oom_kill").copied().unwrap_or(0),
+            memory_events: events,
+            cpu_stat: cpu,
             ..Default::default()
         }
     }
@@ -138,9 +165,10 @@ fn keyed(text: &str) -> HashMap<String, u64> {
 }
 
 /// Files and values for OCI limits, whose numbers are those of cgroup v1. Zero or less is "unlimited" where OCI says so.
-fn settings(resources: &LinuxResources) -> Vec<(&'static str, String)> {
+/// `processors` are the guest's, as `cpuset.cpus.effective` has them.
+fn settings(resources: &LinuxResources, processors: &str) -> Vec<(String, String)> {
     let limit = |value: i64| if value <= 0 { "max".to_owned() } else { value.to_string() };
-    let mut settings = Vec::new();
+    let mut settings: Vec<(&str, String)> = Vec::new();
     if let Some(memory) = resources.memory() {
         if let Some(value) = memory.reservation() {
             settings.push(("memory.low", value.max(0).to_string()));
@@ -157,14 +185,45 @@ fn settings(resources: &LinuxResources) -> Vec<(&'static str, String)> {
             let period = cpu.period().filter(|p| *p > 0).unwrap_or(DEFAULT_PERIOD);
             settings.push(("cpu.max", format!("{} {period}", limit(cpu.quota().unwrap_or(0)))));
         }
-        if let Some(cpus) = cpu.cpus().as_deref().filter(|c| !c.is_empty()) {
+        if let Some(burst) = cpu.burst() {
+            settings.push(("cpu.max.burst", burst.to_string()));
+        }
+        if let Some(idle) = cpu.idle() {
+            settings.push(("cpu.idle", idle.to_string()));
+        }
+        // A kubelet that pins containers names processors of the host: only what the guest has as well can be meant for it.
+        if let Some(cpus) = cpu.cpus().as_deref().filter(|cpus| within(cpus, processors)) {
             settings.push(("cpuset.cpus", cpus.to_owned()));
         }
     }
     if let Some(pids) = resources.pids() {
         settings.push(("pids.max", limit(pids.limit())));
     }
-    settings
+    let named = resources.unified().iter().flatten().filter(|(file, value)| is_unified(file, value));
+    let mut named: Vec<(String, String)> = named.map(|(file, value)| (file.clone(), value.clone())).collect();
+    named.sort();
+    settings.into_iter().map(|(file, value)| (file.to_owned(), value)).chain(named).collect()
+}
+
+/// A file of a controller's, by a name that leads nowhere else. Of devices, huge pages and the like the guest has none: left out, as
+/// where OCI's own fields are about them.
+fn is_unified(file: &str, value: &str) -> bool {
+    let name = |b: u8| b.is_ascii_lowercase() || b"._".contains(&b);
+    let controller = file.split_once('.').is_some_and(|(controller, _)| UNIFIED.contains(&controller));
+    controller && file.bytes().all(name) && value.len() <= MAX_VALUE && value.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+}
+
+/// Whether every processor of a list like `0-2,7` is in another.
+fn within(wanted: &str, processors: &str) -> bool {
+    let parse = |list: &str| -> Option<Vec<(u32, u32)>> {
+        let range = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+        };
+        list.split(',').map(range).collect()
+    };
+    let (Some(wanted), Some(processors)) = (parse(wanted), parse(processors)) else { return false };
+    wanted.iter().all(|(first, last)| processors.iter().any(|(low, high)| low <= first && first <= last && last <= high))
 }
 
 /// Shares of cgroup v1, 2 to 262144, as a weight of v2, 1 to 10000 (the formula of the OCI runtime spec).
@@ -177,8 +236,12 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn of(value: serde_json::Value) -> Vec<(&'static str, String)> {
-        settings(&serde_json::from_value(value).unwrap())
+    fn of(value: serde_json::Value) -> Vec<(String, String)> {
+        settings(&serde_json::from_value(value).unwrap(), "0-3\n")
+    }
+
+    fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Vec<(String, String)> {
+        pairs.map(|(file, value)| (file.to_owned(), value.to_owned())).into()
     }
 
     #[test]
@@ -186,7 +249,7 @@ mod tests {
         let resources = json!({"memory": {"limit": 4096}, "cpu": {"shares": 1024, "quota": 50000, "cpus": "0-1"}, "pids": {"limit": 10}});
         let expected =
             [("memory.max", "4096"), ("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("cpuset.cpus", "0-1"), ("pids.max", "10")];
-        assert_eq!(of(resources), expected.map(|(file, value)| (file, value.to_owned())));
+        assert_eq!(of(resources), pairs(expected));
     }
 
     #[test]
@@ -194,6 +257,20 @@ mod tests {
         let resources = json!({"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 20000}, "pids": {"limit": -1}});
         assert_eq!(of(resources).iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>(), ["max", "max 20000", "max"]);
         assert!(of(json!({})).is_empty());
+    }
+
+    #[test]
+    fn files_that_the_host_names_are_those_of_a_controller() {
+        let unified = json!({"unified": {"memory.oom.group": "1", "memory.high": "1048576", "hugetlb.2MB.max": "0",
+            "memory../x": "1", "cgroup.kill": "1", "cpu/../../x.y": "1", "pids.max": "1\n2"}});
+        assert_eq!(of(unified), pairs([("memory.high", "1048576"), ("memory.oom.group", "1")]));
+    }
+
+    #[test]
+    fn processors_that_only_the_host_has_are_left_out() {
+        for (cpus, taken) in [("0", true), ("0-3", true), ("1,3", true), ("4", false), ("2-4", false), ("", false), ("3-1", false)] {
+            assert_eq!(of(json!({"cpu": {"cpus": cpus}})).len() == 1, taken, "{cpus}");
+        }
     }
 
     #[test]

@@ -5,17 +5,22 @@ use super::{
     bundle::Bundle,
     cgroup::Cgroup,
     derive::{self, Accounts, Derived},
-    host_spec::HostSpec,
+    device_nodes::Node,
+    devices::{self, Access, Further},
+    host_spec::{HostSpec, SpecError},
     in_root::InRoot,
     launch::{LaunchError, launch},
+    mounts::Binds,
     overlay::Overlay,
     process::Process,
     remove_directories,
     terminal::ConsoleSocket,
+    volumes::Bind,
 };
 use crate::{
     boot::modules::Stage,
     child::{CreateJob, Job},
+    reaper::Watched,
     sandbox::{Place, Sandbox},
     secrets::Opened,
     stages::Stages,
@@ -26,7 +31,7 @@ use protocol::api;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
 };
 use tokio::task::spawn_blocking;
 
@@ -75,13 +80,25 @@ impl Drop for Workspace {
 }
 
 impl Containers {
-    /// Makes a container; its first process waits for StartProcess. `stages` gets the time of each step.
+    /// Makes a container; its first process waits for StartProcess. `stages` gets the time of each step. Without a container its volumes go.
     pub async fn create(&self, request: CreateRequest<'_>, stages: &mut Stages) -> Result<(), ContainerError> {
+        let id = request.message.container_id.clone();
+        let made = self.make(request, stages).await;
+        // Another container's volumes stay, if it is its id that was taken.
+        if made.is_err() && matches!(self.get(&id), Err(ContainerError::NoContainer(_))) {
+            self.volumes.forget(&id);
+        }
+        made
+    }
+
+    async fn make(&self, request: CreateRequest<'_>, stages: &mut Stages) -> Result<(), ContainerError> {
         let message = request.message;
         let sandbox = request.sandbox;
         let stdio = message.stdio.clone().unwrap_or_default();
         let host = HostSpec::parse(&message.spec)?;
         let reservation = self.reserve(&message.container_id)?;
+        let volumes = self.volumes.of(&message.container_id);
+        let mut binds = host.mounts.binds(volumes.as_deref())?;
         let image = sandbox.pull(message, stages).await?;
 
         let scratch = sandbox.scratch().await?;
@@ -101,16 +118,31 @@ impl Containers {
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
         let place = Sandbox::admit(sandbox, &derived.wanted(image.identity.clone(), asked(&stdio)))?;
         let secrets = Opened::of(&derived.env, sandbox.broker()).await?;
-        complete_root(&root, &derived, sandbox.hostname())?;
+        let cgroup = Cgroup::of(&workspace.name);
+        let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();
+        let devices = give_devices(&cgroup, &host, &disks)?;
+        cgroup.update(&host.resources)?;
+        set_network(&host)?;
+        complete_root(&root, &derived, sandbox)?;
+        if host.readonly_root {
+            keep_writable(&root, &mut binds)?;
+        }
+        if let Some(volumes) = &volumes {
+            volumes.make_directory(&derived.cwd).map_err(ContainerError::io(format!("working directory {}", derived.cwd)))?;
+        }
         stages.end("rootfs");
 
+        let shared = self.share(host.shares, sandbox.hostname()).await?;
         let bundle = Bundle {
             name: &workspace.name,
             host: &host,
             process: &derived,
             secrets: &secrets,
             hostname: sandbox.hostname(),
+            binds: &binds,
+            devices: &devices,
             open: sandbox.policy().is_open(),
+            shared: &shared,
         };
         let seccomp = bundle.seccomp();
         let spec = bundle.spec(&workspace.rootfs()).map_err(|e| LaunchError::Failed(e.to_string()))?;
@@ -124,12 +156,16 @@ impl Containers {
             bundle: workspace.directory.clone(),
             state: STATE.into(),
             console: console.as_ref().map(|c| c.path().to_owned()),
+            hold: false,
         });
         let launched = launch(&self.reaper, &workspace.directory, &job, process.wanted()).await?;
         let terminal = console.map(|c| c.receive()).transpose().map_err(ContainerError::io("terminal"))?;
         if let (Some(terminal), Some(size)) = (&terminal, host.process.console_size()) {
             let bounded = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
             terminal.resize(bounded(size.width()), bounded(size.height())).map_err(ContainerError::io("terminal size"))?;
+        }
+        if shared.pid.is_some() {
+            end_together(&launched.process, Cgroup::of(&workspace.name));
         }
         let pipes = process.exists(launched, terminal);
         stages.end("create");
@@ -146,11 +182,13 @@ impl Containers {
             seccomp,
             secrets,
             place,
-            cgroup: Cgroup::of(&workspace.name),
+            cgroup,
             init: process,
             init_pipes: Mutex::new(Some(pipes)),
             execs: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            next_exec: AtomicU64::new(1),
+            frozen: false.into(),
+            turn: tokio::sync::RwLock::default(),
             root: Mutex::new(workspace.root.take()),
         });
         Place::watch(&container);
@@ -165,16 +203,71 @@ pub fn asked(stdio: &api::Stdio) -> Stdio {
     Stdio { stdin: stdio.stdin, output: stdio.stdout || stdio.stderr, terminal: stdio.terminal }
 }
 
+/// A process namespace ends with its first process, and all in it; in one that is the pod's, a container's others would go on.
+fn end_together(init: &Watched, cgroup: Cgroup) {
+    let exit = init.exit.clone();
+    tokio::spawn(async move {
+        Watched::wait(&exit).await;
+        if let Err(e) = cgroup.kill() {
+            log::debug!("after the container's first process: {e}");
+        }
+    });
+}
+
+/// What the image declares as a volume stays writable where the root does not: it is mounted over itself.
+fn keep_writable(root: &InRoot, binds: &mut Binds) -> Result<(), ContainerError> {
+    for (destination, (bind, _)) in binds.iter_mut().filter(|(_, (bind, _))| *bind == Bind::Image) {
+        let path = root.make_dirs(Path::new(destination)).and_then(|()| root.real_path(destination));
+        *bind = Bind::Path(path.map_err(ContainerError::io(format!("volume of the image at {destination}")))?);
+    }
+    Ok(())
+}
+
+/// Kernel parameters of the network: the pod's, and so the guest's.
+fn set_network(host: &HostSpec) -> Result<(), ContainerError> {
+    for (name, value) in host.network_sysctls() {
+        // Checked when it was read: letters, digits, '-', '_' and single dots.
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(path, value).map_err(ContainerError::io(format!("sysctl {name}")))?;
+    }
+    Ok(())
+}
+
+/// Lets the container open the devices that it may have, before there is a process in its cgroup; gives those that it gets beyond the
+/// usual ones.
+fn give_devices(cgroup: &Cgroup, host: &HostSpec, disks: &[(String, String)]) -> Result<Vec<Node>, ContainerError> {
+    let missing = host.disks.iter().find(|path| !disks.iter().any(|(destination, _)| destination == *path));
+    if let Some(path) = missing {
+        return Err(SpecError::Disk(path.clone()).into());
+    }
+    let disks = disks.iter().map(|(destination, serial)| Node::disk(serial, destination)).collect::<Result<Vec<_>, _>>()?;
+    let others = match &host.devices {
+        Access::All => return Ok([Node::all(), disks].concat()),
+        Access::Some(paths) => paths.iter().map(|path| Node::find(path)).collect::<Result<Vec<_>, _>>()?,
+    };
+    let nodes = [others, disks].concat();
+    let numbers: Vec<Further> = nodes.iter().map(Node::further).collect();
+    devices::restrict(cgroup.path(), &numbers).map_err(ContainerError::io("device filter"))?;
+    Ok(nodes)
+}
+
 fn read_accounts(root: &InRoot) -> Result<Accounts, ContainerError> {
     let read = |path: &str| root.read(path).map(Option::unwrap_or_default).map_err(ContainerError::io(path));
     Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
 }
 
-/// What every container finds, where the image does not bring it.
-fn complete_root(root: &InRoot, derived: &Derived, hostname: &str) -> Result<(), ContainerError> {
+/// What every container finds, where the image does not bring it; and where names are looked up, which the pod knows better than the image.
+fn complete_root(root: &InRoot, derived: &Derived, sandbox: &Sandbox) -> Result<(), ContainerError> {
+    complete(root, derived, sandbox.hostname(), sandbox.resolv_conf())
+}
+
+fn complete(root: &InRoot, derived: &Derived, hostname: &str, resolv_conf: &str) -> Result<(), ContainerError> {
     let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{hostname}\n");
     for (path, content) in [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n"))] {
         root.write_absent(path, &content).map_err(ContainerError::io(path))?;
+    }
+    if !resolv_conf.is_empty() {
+        root.replace("/etc/resolv.conf", resolv_conf).map_err(ContainerError::io("/etc/resolv.conf"))?;
     }
     root.make_dirs(Path::new(&derived.cwd)).map_err(ContainerError::io(format!("working directory {}", derived.cwd)))
 }
@@ -190,7 +283,8 @@ mod tests {
         fs::write(dir.path().join("etc/hosts"), "own").unwrap();
         let root = InRoot::open(dir.path()).unwrap();
         let derived = Derived { cwd: "/srv/app".into(), ..Derived::default() };
-        complete_root(&root, &derived, "pod").unwrap();
+        complete(&root, &derived, "pod", "nameserver 10.0.0.10\n").unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("etc/resolv.conf")).unwrap(), "nameserver 10.0.0.10\n");
         assert_eq!(fs::read_to_string(dir.path().join("etc/hosts")).unwrap(), "own");
         assert_eq!(fs::read_to_string(dir.path().join("etc/hostname")).unwrap(), "pod\n");
         assert!(dir.path().join("srv/app").is_dir());

@@ -2,11 +2,13 @@
 //! for the policy to decide on, and applied only then.
 
 use crate::containers::{
+    devices::Access,
     host_spec::{HostSpec, all_capabilities},
     users::{self, Ids, UserError},
 };
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 use policy::{DEFAULT_CAPABILITIES, Image, Overrides, Stdio, Wanted};
+use protocol::IMAGE_USER;
 use std::collections::BTreeSet;
 use thiserror::Error;
 
@@ -119,14 +121,19 @@ pub fn derive(image: &ImageProcess, host: &HostSpec, accounts: &Accounts, hostna
     }
 
     let image_ids = users::resolve(&image.user, &accounts.passwd, &accounts.group)?;
-    let (ids, user) = override_ids(&image_ids, process);
+    let (ids, user) = override_ids(&image_ids, process, accounts);
     overrides.user = user;
     let default = default_names();
     let capabilities = process.capabilities().as_ref().map_or_else(|| default.clone(), all_capabilities);
     overrides.capabilities = capabilities.difference(&default).cloned().collect();
     overrides.dropped_capabilities = default.difference(&capabilities).cloned().collect();
-    overrides.mounts = host.mount_names();
-    overrides.sysctls = host.sysctl.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    overrides.share_processes = host.shares.pid;
+    overrides.mounts = host.mounts.overrides();
+    overrides.sysctls = host.sysctl.clone();
+    match &host.devices {
+        Access::All => overrides.privileged = true,
+        Access::Some(paths) => overrides.devices = paths.clone(),
+    }
     overrides.read_only = host.readonly_root;
     overrides.no_new_privileges = process.no_new_privileges().unwrap_or(false);
     let home = users::home(ids.uid, &accounts.passwd).to_owned();
@@ -150,7 +157,7 @@ pub fn derive_exec(container: &Derived, process: &Process, accounts: &Accounts) 
         overrides.cwd = Some(wanted.to_owned());
         cwd = wanted.to_owned();
     }
-    let (ids, user) = override_ids(&container.ids, process);
+    let (ids, user) = override_ids(&container.ids, process, accounts);
     overrides.user = user;
     // More than its container has is an override, also where every container has it by default.
     let capabilities = process.capabilities().as_ref().map_or_else(|| container.capabilities.clone(), all_capabilities);
@@ -223,14 +230,21 @@ fn env_overrides(base: &[(String, String)], process: &Process, hostname: &str) -
 
 /// The ids to run with, and the override in the policy's spelling: `uid:gid`, with `:group,…` for further groups.
 ///
-/// A host that did not unpack the image cannot know the user's group: it says 0, and means that it does not know.
-fn override_ids(own: &Ids, process: &Process) -> (Ids, Option<String>) {
+/// A host that did not unpack the image cannot know a user's groups: it says 0, and means that it does not know. The image knows. Where the
+/// image names its user, such a host knows no number at all and says so.
+fn override_ids(own: &Ids, process: &Process, accounts: &Accounts) -> (Ids, Option<String>) {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
-    let same_user = uid == own.uid && (gid == own.gid || gid == 0);
-    let ids = if same_user { own.clone() } else { Ids { uid, gid, groups: Vec::new() } };
+    let unknown = |id: u32| id == IMAGE_USER;
+    let same_user = (uid == own.uid || unknown(uid)) && (gid == own.gid || gid == 0 || unknown(gid));
+    let ids = if same_user {
+        own.clone()
+    } else {
+        let known = (gid == 0).then(|| users::by_number(uid, &accounts.passwd, &accounts.group)).flatten();
+        known.unwrap_or(Ids { uid, gid, groups: Vec::new() })
+    };
     let wanted: BTreeSet<u32> = user.additional_gids().iter().flatten().copied().collect();
-    let extra: Vec<u32> = wanted.into_iter().filter(|g| *g != ids.gid && *g != 0 && !ids.groups.contains(g)).collect();
+    let extra: Vec<u32> = wanted.into_iter().filter(|g| *g != ids.gid && *g != 0 && !unknown(*g) && !ids.groups.contains(g)).collect();
     if same_user && extra.is_empty() {
         return (ids, None);
     }
@@ -310,6 +324,26 @@ mod tests {
     fn a_host_that_does_not_know_the_group_does_not_override_it() {
         let derived = derived(json!({"user": {"uid": 1000, "gid": 0, "additionalGids": [0, 29]}}));
         assert_eq!((derived.ids.gid, derived.overrides.user), (1000, None));
+    }
+
+    #[test]
+    fn a_user_of_the_hosts_choice_has_the_groups_that_the_image_gives_him() {
+        let accounts = Accounts { passwd: "db:x:70:71::/:\n".into(), group: "ssl:x:99:db\n".into() };
+        let of =
+            |user: Value| derive(&ImageProcess { user: String::new(), ..image() }, &host(json!({"user": user})), &accounts, "").unwrap();
+        let named = of(json!({"uid": 70, "gid": 0}));
+        assert_eq!((named.ids.gid, named.ids.groups, named.overrides.user.as_deref()), (71, vec![99], Some("70:71")));
+        let (other, group) = (of(json!({"uid": 4242, "gid": 0})), of(json!({"uid": 70, "gid": 5})));
+        assert_eq!((other.ids.gid, group.ids.gid, group.ids.groups), (0, 5, vec![]));
+    }
+
+    #[test]
+    fn a_host_that_knows_names_only_does_not_override_the_user() {
+        let by_name = derived(json!({"user": {"uid": IMAGE_USER, "gid": IMAGE_USER, "additionalGids": [IMAGE_USER]}}));
+        assert_eq!((by_name.ids.uid, by_name.ids.gid, by_name.overrides.user), (1000, 1000, None));
+        // Half of it is not a way to another user's id with the image's group, or the other way round.
+        let half = derived(json!({"user": {"uid": 0, "gid": IMAGE_USER}}));
+        assert!(half.overrides.user.is_some());
     }
 
     #[test]

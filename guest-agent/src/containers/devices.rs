@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Character devices that may be opened: major, and minor where not all of them may.
-const ALLOWED: [(i32, Option<i32>); 9] = [
+const ALLOWED: [(u32, Option<u32>); 9] = [
     (1, Some(3)), // null
     (1, Some(5)), // zero
     (1, Some(7)), // full
@@ -23,6 +23,29 @@ const ALLOWED: [(i32, Option<i32>); 9] = [
     (136, None),  // pts
 ];
 
+/// Devices that every container has: libcontainer's, the terminal's, and the multiplexer of its own /dev/pts.
+const USUAL: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/urandom", "/dev/random", "/dev/console", "/dev/ptmx"];
+
+/// Which devices a container may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// The usual ones and these of the guest, by path.
+    Some(Vec<String>),
+    /// Every device of the guest.
+    All,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self::Some(Vec::new())
+    }
+}
+
+/// Whether every container has this device.
+pub fn is_usual(path: &str) -> bool {
+    USUAL.contains(&path)
+}
+
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
@@ -30,8 +53,21 @@ const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 /// `BPF_DEVCG_ACC_MKNOD`, alone: to make a node is not to open it.
 const MKNOD: i32 = 1;
+/// `BPF_DEVCG_DEV_BLOCK`.
+const BLOCK: i32 = 1;
 /// `BPF_DEVCG_DEV_CHAR`.
 const CHARACTER: i32 = 2;
+
+/// A device beyond the usual ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Further {
+    /// A disk, and not a character device.
+    pub block: bool,
+    /// Number.
+    pub major: u32,
+    /// Number.
+    pub minor: u32,
+}
 
 /// `struct bpf_attr` of BPF_PROG_LOAD, as far as it is used.
 #[repr(C)]
@@ -56,10 +92,10 @@ struct Attach {
     attach_flags: u32,
 }
 
-/// Lets the processes of the cgroup at `directory` open the usual devices and no others.
-pub fn restrict(directory: &Path) -> io::Result<()> {
+/// Lets the processes of the cgroup at `directory` open the usual devices, those of `further`, and no others.
+pub fn restrict(directory: &Path, further: &[Further]) -> io::Result<()> {
     let cgroup = File::open(directory)?;
-    let program = load(&program())?;
+    let program = load(&program(further))?;
     let attach = Attach {
         target_fd: cgroup.as_raw_fd().cast_unsigned(),
         attach_bpf_fd: program.as_raw_fd().cast_unsigned(),
@@ -101,27 +137,15 @@ fn instruction(operation: u8, destination: u8, source: u8, offset: i16, immediat
 }
 
 /// Gets `struct bpf_cgroup_dev_ctx` in r1: access and type in one word, major, minor. Gives 1 to allow.
-fn program() -> Vec<u64> {
+fn program(further: &[Further]) -> Vec<u64> {
     const LOAD_WORD: u8 = 0x61;
     const MOVE: u8 = 0xbf;
     const SHIFT_RIGHT: u8 = 0x77;
     const AND: u8 = 0x57;
-    const JUMP_EQUAL: u8 = 0x15;
     const JUMP_NOT_EQUAL: u8 = 0x55;
     const SET: u8 = 0xb7;
     const EXIT: u8 = 0x95;
-    let mut checks = Vec::new();
-    for (major, minor) in ALLOWED {
-        match minor {
-            Some(minor) => {
-                checks.push((JUMP_NOT_EQUAL, 4, major, Some(1)));
-                checks.push((JUMP_EQUAL, 5, minor, None));
-            }
-            None => checks.push((JUMP_EQUAL, 4, major, None)),
-        }
-    }
-    // After the checks: r0 = 0, exit, r0 = 1, exit. A jump without a target of its own goes to r0 = 1.
-    let to_allow = |at: usize| (checks.len() - at + 1) as i16;
+    let answer = |allow: i32| [instruction(SET, 0, 0, 0, allow), instruction(EXIT, 0, 0, 0, 0)];
     let mut code = vec![
         instruction(LOAD_WORD, 2, 1, 0, 0),
         instruction(MOVE, 3, 2, 0, 0),
@@ -129,17 +153,23 @@ fn program() -> Vec<u64> {
         instruction(AND, 2, 0, 0, 0xffff),
         instruction(LOAD_WORD, 4, 1, 4, 0),
         instruction(LOAD_WORD, 5, 1, 8, 0),
-        instruction(JUMP_EQUAL, 3, 0, to_allow(0) + 2, MKNOD),
-        // Block devices and whatever else there may be: past the checks.
-        instruction(JUMP_NOT_EQUAL, 2, 0, checks.len() as i16, CHARACTER),
+        instruction(JUMP_NOT_EQUAL, 3, 0, 2, MKNOD),
     ];
-    for (at, (operation, register, value, jump)) in checks.iter().enumerate() {
-        code.push(instruction(*operation, *register, 0, jump.unwrap_or_else(|| to_allow(at)), *value));
+    code.extend(answer(1));
+    let usual = ALLOWED.map(|(major, minor)| (CHARACTER, major, minor));
+    let further = further.iter().map(|device| (if device.block { BLOCK } else { CHARACTER }, device.major, Some(device.minor)));
+    for (kind, major, minor) in usual.into_iter().chain(further) {
+        // What differs in one of these goes on behind the answer.
+        let mut differs = vec![(2, kind), (4, major.cast_signed())];
+        differs.extend(minor.map(|minor| (5, minor.cast_signed())));
+        let answer = answer(1);
+        for (at, (register, value)) in differs.iter().enumerate() {
+            let behind = (differs.len() - at - 1 + answer.len()) as i16;
+            code.push(instruction(JUMP_NOT_EQUAL, *register, 0, behind, *value));
+        }
+        code.extend(answer);
     }
-    for value in [0, 1] {
-        code.push(instruction(SET, 0, 0, 0, value));
-        code.push(instruction(EXIT, 0, 0, 0, 0));
-    }
+    code.extend(answer(0));
     code
 }
 
@@ -148,12 +178,16 @@ mod tests {
     use super::*;
 
     const READ: u32 = 2;
-    const BLOCK: u32 = 1;
+    const DISK: u32 = 1;
     const CHAR: u32 = 2;
 
     /// Runs the program as the kernel would, as far as it uses the instruction set.
     fn run(access: u32, kind: u32, major: u32, minor: u32) -> u64 {
-        let (code, context) = (program(), [access << 16 | kind, major, minor]);
+        run_with(&[], access, kind, major, minor)
+    }
+
+    fn run_with(further: &[Further], access: u32, kind: u32, major: u32, minor: u32) -> u64 {
+        let (code, context) = (program(further), [access << 16 | kind, major, minor]);
         let mut registers = [0u64; 6];
         let mut at = 0usize;
         loop {
@@ -167,9 +201,8 @@ mod tests {
                 0x77 => registers[destination] >>= immediate,
                 0x57 => registers[destination] &= u64::from(immediate),
                 0xb7 => registers[destination] = u64::from(immediate),
-                0x15 if registers[destination] == u64::from(immediate) => at += offset as usize,
                 0x55 if registers[destination] != u64::from(immediate) => at += offset as usize,
-                0x15 | 0x55 => {}
+                0x55 => {}
                 0x95 => return registers[0],
                 other => panic!("operation {other:#x}"),
             }
@@ -191,13 +224,28 @@ mod tests {
             assert_eq!(run(READ, kind, major, minor), 0, "{major}:{minor}");
         }
         for (major, minor) in [(254, 0), (253, 0), (1, 3), (5, 2), (136, 0)] {
-            assert_eq!(run(READ, BLOCK, major, minor), 0, "block {major}:{minor}");
+            assert_eq!(run(READ, DISK, major, minor), 0, "block {major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn a_further_device_opens_by_both_its_numbers() {
+        let character = |major, minor| Further { block: false, major, minor };
+        let further = [character(10, 224), character(247, 1), Further { block: true, major: 254, minor: 16 }];
+        for (major, minor, opens) in
+            [(10, 224, 1), (247, 1, 1), (1, 3, 1), (136, 5, 1), (10, 225, 0), (247, 0, 0), (224, 10, 0), (254, 16, 0)]
+        {
+            assert_eq!(run_with(&further, READ, CHAR, major, minor), opens, "{major}:{minor}");
+        }
+        // The scratch disk's neighbour.
+        for (major, minor, opens) in [(254, 16, 1), (254, 0, 0), (10, 224, 0), (1, 3, 0)] {
+            assert_eq!(run_with(&further, READ, DISK, major, minor), opens, "{major}:{minor}");
         }
     }
 
     #[test]
     fn nodes_may_be_made_and_not_opened() {
-        assert_eq!(run(1, BLOCK, 254, 0), 1);
-        assert_eq!(run(1 | READ, BLOCK, 254, 0), 0);
+        assert_eq!(run(1, DISK, 254, 0), 1);
+        assert_eq!(run(1 | READ, DISK, 254, 0), 0);
     }
 }

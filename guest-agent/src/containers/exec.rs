@@ -17,7 +17,8 @@ use log::info;
 use protocol::api;
 use std::{
     fs,
-    sync::{Arc, PoisonError},
+    path::PathBuf,
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 /// A process that ExecProcess prepared.
@@ -34,10 +35,8 @@ impl Containers {
     /// Prepares an exec; nothing runs before StartProcess.
     pub async fn exec(&self, request: &api::ExecProcessRequest, sandbox: &Sandbox) -> Result<(), ContainerError> {
         let container = self.get(&request.container_id)?;
-        let _turn = container.turn.lock().await;
-        if !container.is_running() {
-            return Err(ContainerError::State(format!("container {} is not running", container.id)));
-        }
+        let _turn = container.turn.read().await;
+        container.takes_processes()?;
         let host = parse_process(&request.process)?;
         let derived = derive_exec(&container.derived, &host, &container.accounts)?;
         sandbox.policy().exec(&derived.args)?;
@@ -67,10 +66,22 @@ impl Container {
         execs.get(exec_id).cloned().ok_or_else(missing)
     }
 
+    /// Whether a process can be run in it. One that joins a frozen cgroup would stand still half made.
+    fn takes_processes(&self) -> Result<(), ContainerError> {
+        let state = match () {
+            () if !self.is_running() => "not running",
+            () if self.frozen.load(Ordering::SeqCst) => "paused; resume it first",
+            () => return Ok(()),
+        };
+        Err(ContainerError::State(format!("container {} is {state}", self.id)))
+    }
+
     pub(super) async fn start_exec(&self, containers: &Containers, exec_id: &str) -> Result<u32, ContainerError> {
+        let _permit = containers.launching.acquire().await.map_err(|e| ContainerError::State(e.to_string()))?;
+        let _turn = self.turn.read().await;
         let exec = self.exec(exec_id)?;
-        let init = self.init.running().filter(|_| self.is_running());
-        let init = init.ok_or_else(|| ContainerError::State(format!("container {} is not running", self.id)))?;
+        self.takes_processes()?;
+        let init = self.init.running().ok_or_else(|| ContainerError::NoContainer(self.id.clone()))?;
         if !exec.process.claim_start() {
             return Err(ContainerError::State(format!("process {exec_id} of container {} has been started already", self.id)));
         }
@@ -81,8 +92,8 @@ impl Container {
                 return Err(e.into());
             }
         };
-        let directory = self.directory.join("exec");
-        fs::create_dir_all(&directory).map_err(ContainerError::io("exec directory"))?;
+        let directory = Directory::make(self.directory.join(format!("e{}", self.next_exec.fetch_add(1, Ordering::Relaxed))))?;
+        let directory = &directory.0;
         let console = exec.process.stdio.terminal.then(|| ConsoleSocket::bind(&directory.join("tty.sock"))).transpose();
         let console = console.map_err(ContainerError::io("terminal socket"))?;
         let job = Job::Exec(Box::new(ExecJob {
@@ -93,7 +104,7 @@ impl Container {
             seccomp: self.seccomp.clone(),
             console: console.as_ref().map(|c| c.path().to_owned()),
         }));
-        let launched = launch(&containers.reaper, &directory, &job, exec.process.wanted()).await?;
+        let launched = launch(&containers.reaper, directory, &job, exec.process.wanted()).await?;
         let terminal = console.map(|c| c.receive()).transpose().map_err(ContainerError::io("terminal"))?;
         if let (Some(terminal), Some(size)) = (&terminal, exec.oci.console_size()) {
             let bounded = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
@@ -116,5 +127,21 @@ impl Container {
         exec.process.gone();
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec_id);
         Ok(())
+    }
+}
+
+/// Where a launch has its files; removed when dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn make(path: PathBuf) -> Result<Self, ContainerError> {
+        fs::create_dir(&path).map_err(ContainerError::io("exec directory"))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

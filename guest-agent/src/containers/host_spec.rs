@@ -1,10 +1,15 @@
 //! What the agent takes from the host's OCI spec, and what it refuses to do for it.
 //!
-//! Taken: the process (as overrides of the image's), capabilities, rlimits, resource limits, seccomp, a read-only root, tmpfs mounts,
-//! the hostname. Made by the agent itself, whatever the spec says: namespaces, the default mounts, devices, the cgroup. Ignored: hooks
-//! (they are the host's), annotations, labels of security modules. Refused: what the guest cannot or must not do, with one line.
+//! Taken: the process (as overrides of the image's), capabilities, rlimits, resource limits, seccomp, a read-only root, mounts
+//! ([`super::mounts`]), kernel parameters, the wish for devices of the guest, which namespaces are the pod's. Made by the agent itself,
+//! whatever the spec says: all other namespaces, the default mounts and devices, the cgroup. Ignored: hooks (they are the host's),
+//! annotations, labels of security modules. Refused: what the guest cannot or must not do, with one line.
 
-use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxDeviceType, LinuxResources, LinuxSeccomp, Mount, Process, Spec};
+use super::{devices::Access, mounts::Mounts, pod::Shares};
+use oci_spec::runtime::{
+    Capability, Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources,
+    LinuxSeccomp, Process, Spec,
+};
 use std::{collections::BTreeSet, path::Path};
 use thiserror::Error;
 
@@ -38,7 +43,7 @@ pub enum SpecError {
         destination: String,
     },
     /// A mount type that the agent does not make.
-    #[error("mount of type {typ:?} at {destination}: only tmpfs can be added; remove the mount")]
+    #[error("mount of type {typ:?} at {destination}: a guest mounts tmpfs and views of its own kernel only; remove the mount")]
     MountType {
         /// Its type.
         typ: String,
@@ -46,10 +51,13 @@ pub enum SpecError {
         destination: String,
     },
     /// A device of the host.
-    #[error("device {0}: a guest has no devices of the host; remove it (and --privileged, which adds them all)")]
+    #[error("device {0}: a guest has no devices of the host, and only character devices of its own to give; remove it")]
     Device(String),
+    /// A disk.
+    #[error("disk for {0}: the guest has none; it gets disks only at its start: run the container by itself, not in a pod")]
+    Disk(String),
     /// A kernel parameter.
-    #[error("sysctl {0}: only the kernel parameters of the container's own IPC namespace can be set; remove it")]
+    #[error("sysctl {0}: only the kernel parameters of IPC and of the network (net.*) can be set; remove it")]
     Sysctl(String),
 }
 
@@ -60,8 +68,8 @@ pub struct HostSpec {
     pub process: Process,
     /// Whether the root file system is to be read-only.
     pub readonly_root: bool,
-    /// Additional tmpfs mounts: destination and options.
-    pub tmpfs: Vec<(String, Vec<String>)>,
+    /// Mounts.
+    pub mounts: Mounts,
     /// Limits.
     pub resources: LinuxResources,
     /// System call filter.
@@ -70,19 +78,16 @@ pub struct HostSpec {
     pub masked_paths: Option<Vec<String>>,
     /// Paths to make read-only; `None` if the spec does not say.
     pub readonly_paths: Option<Vec<String>>,
-    /// Kernel parameters of the IPC namespace.
+    /// Which namespaces are to be the pod's.
+    pub shares: Shares,
+    /// Kernel parameters of IPC and network.
     pub sysctl: Vec<(String, String)>,
+    /// Which devices of the guest it wants.
+    pub devices: Access,
+    /// Where it wants disks; each has to be announced as a volume.
+    pub disks: Vec<String>,
 }
 
-/// Destinations that runtimes always mount and that the agent provides itself.
-const OWN_MOUNTS: &[&str] = &["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/run"];
-/// Files that nerdctl and CRI bind from the host and that the agent writes itself.
-const OWN_FILES: &[&str] = &["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];
-/// Devices that every container has anyway.
-const OWN_DEVICES: &[&str] =
-    &["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/urandom", "/dev/random", "/dev/console", "/dev/ptmx"];
-/// Options of a tmpfs that may come from the host, beside `size=`, `mode=` and `nr_inodes=`.
-const TMPFS_OPTIONS: &[&str] = &["nosuid", "nodev", "noexec", "ro", "rw", "relatime", "noatime", "strictatime"];
 /// IPC parameters that belong to the namespace (ipc_namespaces(7)).
 const IPC_SYSCTLS: &[&str] = &[
     "kernel.msgmax",
@@ -104,26 +109,18 @@ impl HostSpec {
         check_process(process)?;
         host.process = process.clone();
         host.readonly_root = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
-        let mounts = spec.mounts().as_deref().unwrap_or_default();
-        bounded("mounts", mounts.len())?;
-        for mount in mounts {
-            host.take_mount(mount)?;
-        }
+        host.mounts = Mounts::parse(spec.mounts().as_deref().unwrap_or_default())?;
         if let Some(linux) = spec.linux() {
             host.resources = limits_only(linux.resources().as_ref());
+            host.shares = shares(linux.namespaces().as_deref().unwrap_or_default());
             host.seccomp = linux.seccomp().clone();
             check_seccomp(host.seccomp.as_ref())?;
             host.masked_paths = checked_paths("linux.maskedPaths", linux.masked_paths().as_deref())?;
             host.readonly_paths = checked_paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?;
-            for device in linux.devices().iter().flatten() {
-                let path = device.path().display().to_string();
-                if device.typ() == LinuxDeviceType::B || !OWN_DEVICES.contains(&path.as_str()) {
-                    return Err(SpecError::Device(printable(&path)));
-                }
-            }
+            (host.devices, host.disks) = devices(linux)?;
             let mut sysctl: Vec<(String, String)> = linux.sysctl().clone().unwrap_or_default().into_iter().collect();
             sysctl.sort();
-            if let Some((name, _)) = sysctl.iter().find(|(name, value)| !is_ipc_sysctl(name) || value.len() > MAX_PATH) {
+            if let Some((name, _)) = sysctl.iter().find(|(name, value)| !is_sysctl(name) || !is_value(value)) {
                 return Err(SpecError::Sysctl(printable(name)));
             }
             host.sysctl = sysctl;
@@ -131,37 +128,17 @@ impl HostSpec {
         Ok(host)
     }
 
-    fn take_mount(&mut self, mount: &Mount) -> Result<(), SpecError> {
-        let destination = path_text("mounts.destination", mount.destination())?;
-        let typ = mount.typ().clone().unwrap_or_default();
-        let options = mount.options().clone().unwrap_or_default();
-        if OWN_MOUNTS.contains(&destination.as_str()) || OWN_FILES.contains(&destination.as_str()) {
-            return Ok(());
-        }
-        if typ == "bind" || options.iter().any(|o| o == "bind" || o == "rbind") {
-            let source = mount.source().as_deref().unwrap_or(Path::new("?")).display().to_string();
-            return Err(SpecError::HostMount { source_path: printable(&source), destination: printable(&destination) });
-        }
-        if typ != "tmpfs" {
-            return Err(SpecError::MountType { typ: printable(&typ), destination: printable(&destination) });
-        }
-        bounded("mounts.options", options.len())?;
-        if let Some(bad) = options.iter().find(|o| !is_tmpfs_option(o)) {
-            return Err(field("mounts.options", format!("{:?} is not an option of tmpfs that can be set", printable(bad))));
-        }
-        self.tmpfs.push((destination, options));
-        Ok(())
+    /// Parameters of the network, which belongs to the whole pod, and so to its owner.
+    pub fn network_sysctls(&self) -> Vec<(String, String)> {
+        self.sysctl.iter().filter(|(name, _)| name.starts_with("net.")).cloned().collect()
     }
+}
 
-    /// The additional mounts as a policy spells them: the destination, and after a colon the options that change more than a size.
-    pub fn mount_names(&self) -> Vec<String> {
-        let name = |(destination, options): &(String, Vec<String>)| {
-            let mut named = named_options(options);
-            named.sort_unstable();
-            if named.is_empty() { destination.clone() } else { format!("{destination}:{}", named.join(",")) }
-        };
-        self.tmpfs.iter().map(name).collect()
-    }
+/// A namespace with a path is one that exists: on the host it is that of the pod's first process. The path itself is the host's and means
+/// nothing here.
+fn shares(namespaces: &[LinuxNamespace]) -> Shares {
+    let shared = |typ| namespaces.iter().any(|namespace| namespace.typ() == typ && namespace.path().is_some());
+    Shares { ipc: shared(LinuxNamespaceType::Ipc), uts: shared(LinuxNamespaceType::Uts), pid: shared(LinuxNamespaceType::Pid) }
 }
 
 /// The names of all capabilities in any of the sets.
@@ -214,6 +191,35 @@ fn check_process(process: &Process) -> Result<(), SpecError> {
     bounded("process.user.additionalGids", process.user().additional_gids().as_ref().map_or(0, Vec::len))
 }
 
+/// A container that may use every device, as `privileged` has it, means every device of the guest. Else what is named beyond the usual
+/// ones is looked for in the guest: numbers are the guest's own, whatever the host says. Disks apart.
+fn devices(linux: &Linux) -> Result<(Access, Vec<String>), SpecError> {
+    let all = |rule: &LinuxDeviceCgroup| {
+        let any = |number: Option<i64>| number.is_none_or(|n| n < 0);
+        rule.typ().is_none_or(|typ| typ == LinuxDeviceType::A) && any(rule.major()) && any(rule.minor())
+    };
+    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    // The last rule that speaks of all of them.
+    if rules.iter().rfind(|rule| all(rule)).is_some_and(LinuxDeviceCgroup::allow) {
+        return Ok((Access::All, Vec::new()));
+    }
+    let list = linux.devices().as_deref().unwrap_or_default();
+    bounded("linux.devices", list.len())?;
+    let (mut paths, mut disks) = (Vec::new(), Vec::new());
+    for device in list {
+        let path = path_text("linux.devices.path", device.path())?;
+        if !path.starts_with("/dev/") || (device.typ() == LinuxDeviceType::B && super::devices::is_usual(&path)) {
+            return Err(SpecError::Device(printable(&path)));
+        }
+        if device.typ() == LinuxDeviceType::B {
+            disks.push(path);
+        } else if !super::devices::is_usual(&path) && !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    Ok((Access::Some(paths), disks))
+}
+
 /// Memory, processor and process limits; the rest of what a cgroup can do is about devices that the guest does not have.
 fn limits_only(resources: Option<&LinuxResources>) -> LinuxResources {
     let mut limits = LinuxResources::default();
@@ -221,6 +227,7 @@ fn limits_only(resources: Option<&LinuxResources>) -> LinuxResources {
         limits.set_memory(*resources.memory());
         limits.set_cpu(resources.cpu().clone());
         limits.set_pids(*resources.pids());
+        limits.set_unified(resources.unified().clone());
     }
     limits.set_devices(None);
     limits
@@ -241,7 +248,7 @@ fn checked_paths(name: &'static str, paths: Option<&[String]>) -> Result<Option<
 }
 
 /// An absolute path in its shortest spelling, without `..`.
-fn path_text(name: &'static str, path: &Path) -> Result<String, SpecError> {
+pub(super) fn path_text(name: &'static str, path: &Path) -> Result<String, SpecError> {
     let text = path.to_str().ok_or_else(|| field(name, "must be UTF-8"))?;
     let ok = text.len() <= MAX_PATH && text.starts_with('/') && !text.contains('\0') && !text.split('/').any(|part| part == "..");
     if !ok {
@@ -251,36 +258,27 @@ fn path_text(name: &'static str, path: &Path) -> Result<String, SpecError> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-/// The options of a tmpfs that a policy names. Its size is a limit like that of memory; the others that a host may set are the agent's
-/// choice behind a closed door.
-pub fn named_options(options: &[String]) -> Vec<String> {
-    let named =
-        |option: &&String| option.starts_with("mode=") || option.starts_with("nr_inodes=") || ["ro", "noexec"].contains(&option.as_str());
-    options.iter().filter(named).cloned().collect()
+/// A name is a path below /proc/sys, with dots for slashes.
+fn is_sysctl(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let of_namespace = name.starts_with("fs.mqueue.") || name.starts_with("net.");
+    IPC_SYSCTLS.contains(&name) || (of_namespace && name.len() <= 256 && !name.contains("..") && name.bytes().all(plain))
 }
 
-fn is_tmpfs_option(option: &str) -> bool {
-    let value_ok = |value: &str| !value.is_empty() && value.len() <= 20 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'%');
-    match option.split_once('=') {
-        Some((key, value)) => matches!(key, "size" | "mode" | "nr_inodes") && value_ok(value),
-        None => TMPFS_OPTIONS.contains(&option),
-    }
+fn is_value(value: &str) -> bool {
+    value.len() <= MAX_PATH && value.bytes().all(|b| b.is_ascii_graphic() || b == b' ' || b == b'\t')
 }
 
-fn is_ipc_sysctl(name: &str) -> bool {
-    IPC_SYSCTLS.contains(&name) || (name.starts_with("fs.mqueue.") && name.bytes().all(|b| b.is_ascii_lowercase() || b"._".contains(&b)))
-}
-
-fn bounded(name: &'static str, length: usize) -> Result<(), SpecError> {
+pub(super) fn bounded(name: &'static str, length: usize) -> Result<(), SpecError> {
     if length <= MAX_ENTRIES { Ok(()) } else { Err(field(name, format!("at most {MAX_ENTRIES} entries, got {length}"))) }
 }
 
-fn field(field: &'static str, rule: impl Into<String>) -> SpecError {
+pub(super) fn field(field: &'static str, rule: impl Into<String>) -> SpecError {
     SpecError::Field { field, rule: rule.into() }
 }
 
 /// A hostile string for an error text: on one line and not endless.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
@@ -300,7 +298,7 @@ mod tests {
                 {"destination": "/scratch/", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=1m"]}
             ],
             "hooks": {"prestart": [{"path": "/bin/evil"}], "createContainer": [{"path": "/bin/evil"}]},
-            "linux": {"resources": {"memory": {"limit": 1000000}, "devices": [{"allow": true, "access": "rwm"}]}}
+            "linux": {"resources": {"memory": {"limit": 1000000}, "devices": [{"allow": false, "access": "rwm"}]}}
         });
         change(&mut spec);
         HostSpec::parse(spec.to_string().as_bytes())
@@ -310,36 +308,39 @@ mod tests {
     fn an_ordinary_spec_is_taken() {
         let host = parse(|_| ()).unwrap();
         assert!(host.readonly_root);
-        assert_eq!(host.tmpfs, [("/scratch".to_owned(), vec!["nosuid".to_owned(), "size=1m".to_owned()])]);
+        assert_eq!(host.mounts.overrides(), ["/scratch"]);
         assert_eq!(host.resources.memory().unwrap().limit(), Some(1_000_000));
         assert_eq!(*host.resources.devices(), None, "rules about devices are the agent's");
     }
 
     #[test]
-    fn files_of_the_host_are_refused_by_name() {
-        let mount = json!([{"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]}]);
-        let error = parse(|spec| spec["mounts"] = mount).unwrap_err().to_string();
-        assert!(error.contains("/srv/data") && error.contains("/data") && !error.contains('\n'), "{error}");
-        let error = parse(|spec| spec["mounts"] = json!([{"destination": "/x", "type": "nfs", "source": "h:/x"}])).unwrap_err();
-        assert!(matches!(error, SpecError::MountType { .. }));
-    }
-
-    #[test]
-    fn mount_options_carry_nothing_else() {
-        for option in ["size=1m,suid", "context=x", "mode=0\u{0}", "lowerdir=/", "bind", "size=", "dev"] {
-            let mount = json!([{"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": [option]}]);
-            assert!(parse(|spec| spec["mounts"] = mount).is_err(), "{option:?}");
-        }
-    }
-
-    #[test]
-    fn devices_of_the_host_are_refused() {
-        for (path, typ) in [("/dev/sda", "b"), ("/dev/kvm", "c"), ("/dev/null", "b")] {
+    fn devices_are_the_guests_or_none() {
+        for (path, typ) in [("/dev/null", "b"), ("/etc/passwd", "c"), ("/dev/../etc/x", "c")] {
             let devices = json!([{"path": path, "type": typ, "major": 8, "minor": 0}]);
-            assert!(matches!(parse(|spec| spec["linux"]["devices"] = devices), Err(SpecError::Device(_))), "{path}");
+            assert!(parse(|spec| spec["linux"]["devices"] = devices).is_err(), "{path}");
         }
-        let null = json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}]);
-        assert!(parse(|spec| spec["linux"]["devices"] = null).is_ok());
+        let devices = json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}, {"path": "/dev/tpm0", "type": "c", "major": 1},
+            {"path": "/dev/xvda", "type": "b", "major": 8}]);
+        let host = parse(|spec| spec["linux"]["devices"] = devices).unwrap();
+        assert_eq!((host.devices, host.disks), (Access::Some(vec!["/dev/tpm0".to_owned()]), vec!["/dev/xvda".to_owned()]));
+    }
+
+    #[test]
+    fn only_the_last_word_on_all_devices_is_privilege() {
+        let (deny, allow) = (json!({"allow": false, "access": "rwm"}), json!({"allow": true, "type": "a", "major": -1, "access": "rwm"}));
+        let one = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
+        for (rules, all) in
+            [(json!([deny, one]), false), (json!([deny, allow, one]), true), (json!([allow, deny]), false), (json!([]), false)]
+        {
+            let host = parse(|spec| spec["linux"]["resources"]["devices"] = rules.clone()).unwrap();
+            assert_eq!(host.devices == Access::All, all, "{rules}");
+        }
+        // The devices that come with it are the host's.
+        let host = parse(|spec| {
+            spec["linux"]["resources"]["devices"] = json!([allow]);
+            spec["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+        });
+        assert_eq!(host.unwrap().devices, Access::All);
     }
 
     #[test]
@@ -365,11 +366,25 @@ mod tests {
             ("kernel.shmmax", true),
             ("fs.mqueue.msg_max", true),
             ("kernel.core_pattern", false),
-            ("net.ipv4.ip_forward", false),
+            ("net.ipv4.ip_forward", true),
+            ("net.ipv4.conf.eth0.forwarding", true),
+            ("net.../kernel/core_pattern", false),
+            ("net..core", false),
             ("fs.mqueue./../x", false),
         ] {
             assert_eq!(parse(|spec| spec["linux"]["sysctl"] = json!({name: "1"})).is_ok(), ok, "{name}");
         }
+        assert!(parse(|spec| spec["linux"]["sysctl"] = json!({"kernel.sem": "1\n2"})).is_err());
+        let host = parse(|spec| spec["linux"]["sysctl"] = json!({"kernel.shmmax": "1", "net.core.somaxconn": "2"})).unwrap();
+        assert_eq!(host.network_sysctls(), [("net.core.somaxconn".to_owned(), "2".to_owned())]);
+    }
+
+    #[test]
+    fn namespaces_that_exist_are_the_pods() {
+        let namespaces = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts", "path": "/proc/7/ns/uts"}, {"type": "pid"}]);
+        let host = parse(|spec| spec["linux"]["namespaces"] = namespaces).unwrap();
+        assert_eq!(host.shares, Shares { ipc: true, uts: true, pid: false });
+        assert_eq!(parse(|_| ()).unwrap().shares, Shares::default());
     }
 
     #[test]

@@ -4,11 +4,12 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     sys::stat::{Mode, mkdirat},
+    unistd::{UnlinkatFlags, unlinkat},
 };
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -57,6 +58,19 @@ impl InRoot {
         }
     }
 
+    /// Writes a file in place of what is there, if that is not a directory.
+    pub fn replace(&self, path: &str, content: &str) -> io::Result<()> {
+        let wanted = Path::new(path);
+        let (Some(parent), Some(name)) = (wanted.parent(), wanted.file_name()) else { return Err(Errno::EINVAL.into()) };
+        self.make_dirs(parent)?;
+        let parent = self.resolve(&parent.display().to_string(), OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
+        match unlinkat(parent.as_fd(), Path::new(name), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.write_absent(path, content).map(drop)
+    }
+
     /// Makes a directory and those above it, where they are missing.
     pub fn make_dirs(&self, path: &Path) -> io::Result<()> {
         let mut so_far = PathBuf::new();
@@ -68,6 +82,12 @@ impl InRoot {
             }
         }
         Ok(())
+    }
+
+    /// Where a directory really is, in the agent's own root.
+    pub fn real_path(&self, path: &str) -> io::Result<PathBuf> {
+        let directory = self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
+        std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
     }
 
     fn resolve(&self, path: &str, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
@@ -103,6 +123,9 @@ mod tests {
         assert_eq!(root.read("/absolute").unwrap(), None);
         assert_eq!(root.read("/../secret").unwrap(), None);
         assert_eq!(root.read("/good").unwrap().as_deref(), Some("inside"));
+        fs::create_dir(dir.path().join("root/dir")).unwrap();
+        symlink("/dir/../../dir", dir.path().join("root/link")).unwrap();
+        assert_eq!(root.real_path("/link").unwrap(), dir.path().canonicalize().unwrap().join("root/dir"));
     }
 
     #[test]
@@ -116,6 +139,20 @@ mod tests {
         assert!(!root.write_absent("/file", "new").unwrap());
         assert!(root.write_absent("/a/b/c", "new").unwrap());
         assert_eq!(fs::read_to_string(dir.path().join("root/a/b/c")).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_file_or_a_link_is_replaced_and_not_followed() {
+        let (dir, root) = root();
+        root.replace("/etc/resolv.conf", "one").unwrap();
+        root.replace("/etc/resolv.conf", "two").unwrap();
+        assert_eq!(root.read("/etc/resolv.conf").unwrap().as_deref(), Some("two"));
+        fs::remove_file(dir.path().join("root/etc/resolv.conf")).unwrap();
+        symlink(dir.path().join("secret"), dir.path().join("root/etc/resolv.conf")).unwrap();
+        root.replace("/etc/resolv.conf", "three").unwrap();
+        assert_eq!(root.read("/etc/resolv.conf").unwrap().as_deref(), Some("three"));
+        assert_eq!(fs::read_to_string(dir.path().join("secret")).unwrap(), "outside");
+        assert!(root.replace("/etc", "x").is_err());
     }
 
     #[test]

@@ -4,17 +4,21 @@ pub mod bundle;
 pub mod cgroup;
 mod create;
 pub mod derive;
-mod devices;
+mod device_nodes;
+pub mod devices;
 pub mod error;
 mod exec;
 pub mod host_spec;
 mod in_root;
 pub mod launch;
+pub mod mounts;
 mod overlay;
+pub mod pod;
 pub mod process;
 pub mod streams;
 pub mod terminal;
 pub mod users;
+pub mod volumes;
 
 pub use create::{CreateRequest, asked};
 pub use error::ContainerError;
@@ -36,15 +40,19 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use streams::Streams;
+use tokio::sync::Semaphore;
+use volumes::Volumes;
 
 /// Most containers at a time.
 const MAX_CONTAINERS: usize = 1024;
 /// Most processes of a container that were prepared and not deleted.
 const MAX_EXECS: usize = 4096;
+/// Most execs that are launched side by side; further ones wait.
+const MAX_LAUNCHING: usize = 8;
 /// Bundles, one directory each. Short, for the sockets in them (unix(7): 107 bytes).
 const RUN: &str = "/run/cloister";
 /// libcontainer's state directories.
@@ -71,8 +79,12 @@ pub struct Container {
     init: Process,
     init_pipes: Mutex<Option<Pipes>>,
     execs: Mutex<HashMap<String, Arc<exec::Exec>>>,
-    /// One request that changes the container at a time.
-    turn: tokio::sync::Mutex<()>,
+    /// Names the directory of the next exec.
+    next_exec: AtomicU64,
+    /// Whether it is paused.
+    frozen: AtomicBool,
+    /// Held alone by whoever starts, pauses, limits or deletes the container, and together by those who run processes in it.
+    turn: tokio::sync::RwLock<()>,
     root: Mutex<Option<Overlay>>,
 }
 
@@ -86,18 +98,28 @@ enum Entry {
 pub struct Containers {
     reaper: Arc<Reaper>,
     streams: Arc<Streams>,
+    pod: pod::Pod,
+    volumes: Arc<Volumes>,
     table: Mutex<HashMap<String, Entry>>,
     next: AtomicU64,
+    /// Execs that are being launched: each is a process of ours until it is the container's.
+    launching: Semaphore,
 }
 
 impl Containers {
     /// An empty table.
-    pub fn new(reaper: Arc<Reaper>, streams: Arc<Streams>) -> Self {
-        Self { reaper, streams, table: Mutex::default(), next: AtomicU64::new(1) }
+    pub fn new(reaper: Arc<Reaper>, streams: Arc<Streams>, volumes: Arc<Volumes>) -> Self {
+        let (pod, table, next) = (pod::Pod::default(), Mutex::default(), AtomicU64::new(1));
+        Self { reaper, streams, pod, volumes, table, next, launching: Semaphore::new(MAX_LAUNCHING) }
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The volumes of all containers.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     /// The container with this id.
@@ -135,10 +157,10 @@ impl Containers {
     /// Runs what CreateContainer or ExecProcess prepared; gives its process id.
     pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32, ContainerError> {
         let container = self.get(id)?;
-        let _turn = container.turn.lock().await;
         if !exec_id.is_empty() {
             return container.start_exec(self, exec_id).await;
         }
+        let _turn = container.turn.write().await;
         let running = container.init.running().ok_or_else(|| ContainerError::NoContainer(id.to_owned()))?;
         if !container.init.claim_start() {
             return Err(ContainerError::State(format!("container {id} has been started already")));
@@ -159,8 +181,15 @@ impl Containers {
 
     /// Forgets an ended process; a container's first one takes its container along.
     pub async fn delete(&self, id: &str, exec_id: &str) -> Result<(), ContainerError> {
-        let container = self.get(id)?;
-        let _turn = container.turn.lock().await;
+        let container = match self.get(id) {
+            // Announced, and never made.
+            Err(ContainerError::NoContainer(_)) if exec_id.is_empty() && self.volumes.of(id).is_some() => {
+                self.volumes.forget(id);
+                return Ok(());
+            }
+            found => found?,
+        };
+        let _turn = container.turn.write().await;
         if !exec_id.is_empty() {
             container.delete_exec(exec_id)?;
             self.streams.withdraw(id, exec_id);
@@ -184,6 +213,7 @@ impl Containers {
         removed.map_err(|e| ContainerError::State(format!("delete container {id}: {e}")))?;
         container.place.deleted();
         self.table().remove(id);
+        self.volumes.forget(id);
         info!(container = id; "container deleted");
         Ok(())
     }
@@ -257,8 +287,15 @@ impl Container {
     }
 
     /// Waits for the container's turn: what changes it is done one after the other.
-    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    pub async fn turn(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.turn.write().await
+    }
+
+    /// Stops all its processes, or lets them go on. The caller has the turn.
+    pub fn freeze(&self, frozen: bool) -> Result<(), ContainerError> {
+        self.cgroup.freeze(frozen)?;
+        self.frozen.store(frozen, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Whether its first process has been started and has not ended.
@@ -321,7 +358,7 @@ mod tests {
 
     #[test]
     fn an_id_is_taken_while_its_container_is_made() {
-        let containers = Containers::new(Arc::default(), Arc::default());
+        let containers = Containers::new(Arc::default(), Arc::default(), Arc::default());
         let first = containers.reserve("a").unwrap();
         assert!(matches!(containers.reserve("a"), Err(ContainerError::Exists(_))));
         assert!(matches!(containers.get("a"), Err(ContainerError::State(_))));
@@ -334,7 +371,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_does_not_exist_is_said() {
-        let containers = Containers::new(Arc::default(), Arc::default());
+        let containers = Containers::new(Arc::default(), Arc::default(), Arc::default());
         assert!(matches!(containers.start("a", "").await, Err(ContainerError::NoContainer(_))));
         assert!(matches!(containers.delete("a", "e").await, Err(ContainerError::NoContainer(_))));
     }

@@ -50,6 +50,12 @@ pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<Ids, UserError> 
     Ok(Ids { uid, gid, groups: Vec::new() })
 }
 
+/// The groups of a user whom the host names by number, where the image knows him.
+pub fn by_number(uid: u32, passwd: &str, group: &str) -> Option<Ids> {
+    let known = passwd.lines().filter_map(PasswdEntry::parse).any(|entry| entry.uid == uid);
+    known.then(|| resolve(&uid.to_string(), passwd, group).ok()).flatten()
+}
+
 /// The home directory of `uid`, as HOME is to have it; `/` where the image does not know the user.
 pub fn home(uid: u32, passwd: &str) -> &str {
     let entry = passwd.lines().filter_map(PasswdEntry::parse).find(|entry| entry.uid == uid);
@@ -125,6 +131,12 @@ mod tests {
         assert_eq!(resolve("4242", "", ""), ids(4242, 0, &[]));
         assert_eq!(resolve("4242:4343", PASSWD, GROUP), ids(4242, 4343, &[]));
         assert_eq!(resolve("", "", ""), ids(0, 0, &[]));
+    }
+
+    #[test]
+    fn a_user_by_number_has_the_groups_of_its_name() {
+        assert_eq!(by_number(1000, PASSWD, GROUP), ids(1000, 1001, &[29, 50]).ok());
+        assert_eq!(by_number(4242, PASSWD, GROUP), None);
     }
 
     #[test]

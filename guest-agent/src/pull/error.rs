@@ -38,6 +38,17 @@ pub enum PullError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The owner's settings for images.
+    #[error("initdata, [image] of cdh.toml: {what}: {reason}")]
+    Settings {
+        /// Which.
+        what: String,
+        /// What is wrong, or the broker's words.
+        reason: String,
+    },
+    /// Not signed as the owner wants it.
+    #[error(transparent)]
+    Signature(#[from] image::signature::SignatureError),
     /// An encrypted layer whose key cannot be had.
     #[error("layer {layer}: key {key}: {reason}")]
     Key {

@@ -194,7 +194,124 @@ fn chain_names(plans: &[LayerPlan]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pull::{pace::Pace, source::Node};
+    use async_trait::async_trait;
     use image::{digest::Digest, manifest::Descriptor};
+    use protocol::line::LineError;
+    use std::time::Duration;
+    use tokio::{
+        io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+    use transport::{HttpClient, TcpDialer};
+
+    const BLOB: &[u8] = b"the layer as it was pushed";
+
+    /// What a host can do to a layer.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Host {
+        Honest,
+        Without,
+        Wrong,
+        Short,
+        Endless,
+        LyingOfSize,
+        Silent,
+        Trickling,
+    }
+
+    #[async_trait]
+    impl Node for Host {
+        async fn blob(&self, _: &str) -> Result<(u64, BlobReader), LineError> {
+            let size = BLOB.len() as u64;
+            let (mut host, guest) = tokio::io::duplex(4096);
+            match self {
+                Self::Without => return Err(LineError::Refused("not on this node".into())),
+                Self::Honest => host.write_all(BLOB).await?,
+                Self::Wrong => host.write_all(&BLOB.to_ascii_uppercase()).await?,
+                Self::Short => host.write_all(&BLOB[1..]).await?,
+                Self::LyingOfSize => return Ok((size + 1, Box::new(BLOB))),
+                Self::Endless => return Ok((size, Box::new(BLOB.chain(tokio::io::repeat(0))))),
+                Self::Silent => return Ok((size, Box::new(Held(guest, host)))),
+                Self::Trickling => {
+                    tokio::spawn(async move {
+                        while host.write_all(&BLOB[..1]).await.is_ok() {
+                            tokio::time::sleep(Duration::from_millis(20)).await;
+                        }
+                    });
+                }
+            }
+            Ok((size, Box::new(guest)))
+        }
+    }
+
+    /// A stream whose other end stays open and says nothing.
+    struct Held(tokio::io::DuplexStream, #[allow(dead_code)] tokio::io::DuplexStream);
+
+    impl AsyncRead for Held {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+            out: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::pin::Pin::new(&mut self.0).poll_read(cx, out)
+        }
+    }
+
+    /// A registry that has one blob, or is down; gives its address and how often it was asked.
+    async fn registry(up: bool) -> (String, Arc<std::sync::atomic::AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, asked) = (listener.local_addr().unwrap().to_string(), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+        let count = asked.clone();
+        if up {
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", BLOB.len());
+                    let _ = stream.write_all(&[head.as_bytes(), BLOB].concat()).await;
+                }
+            });
+        }
+        (address, asked)
+    }
+
+    async fn fetch(host: Host, registry: &str, spool: &Path) -> Result<Vec<u8>, String> {
+        let http = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
+        let reference = format!("{registry}/image:1").parse().unwrap();
+        let options = image::registry::Options { plain_http: vec![registry.to_owned()], ..Default::default() };
+        let source = Source::new(Arc::new(host), image::registry::Registry::new(http, options), reference);
+        let source = source.with_pace(Pace { window: Duration::from_millis(300), least: 1 << 10 });
+        let job = Job {
+            source: Arc::new(source),
+            plan: plan(BLOB),
+            key: None,
+            directory: spool.join("unused"),
+            spool: spool.to_owned(),
+            fetched: Arc::new(Mutex::new(Instant::now())),
+        };
+        let mut file = job.spooled().await.map_err(|e| e.to_string())?;
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+        Ok(bytes)
+    }
+
+    #[tokio::test]
+    async fn whatever_the_host_serves_the_layer_is_the_registrys() {
+        let dir = tempfile::tempdir().unwrap();
+        let (up, asked) = registry(true).await;
+        let (down, _) = registry(false).await;
+        let hosts = [Host::Without, Host::Wrong, Host::Short, Host::Endless, Host::LyingOfSize, Host::Silent, Host::Trickling];
+        for (number, host) in hosts.into_iter().enumerate() {
+            assert_eq!(fetch(host, &up, dir.path()).await.unwrap(), BLOB, "{host:?}");
+            assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), number + 1, "{host:?}");
+            // And where the registry has nothing either, the reason of both is said.
+            let error = fetch(host, &down, dir.path()).await.unwrap_err();
+            assert!(error.contains(&down) && error.contains("the node: ") && !error.contains('\n'), "{host:?}: {error}");
+        }
+        assert_eq!(fetch(Host::Honest, &up, dir.path()).await.unwrap(), BLOB);
+        assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), hosts.len(), "an honest host is enough");
+    }
 
     fn plan(content: &[u8]) -> LayerPlan {
         let descriptor = Descriptor::of("application/vnd.oci.image.layer.v1.tar", content);

@@ -1,20 +1,23 @@
 //! From an image reference to unpacked layers. The host is asked first (its courier has what containerd has), the registry next; neither
 //! is believed: every byte is checked by digest before it is parsed, and for an encrypted layer by its HMAC before it is decrypted.
 
+mod access;
 mod error;
 mod keys;
 mod layers;
+mod pace;
 mod source;
 
+pub use access::Access;
 pub use error::PullError;
 
 use crate::{containers::derive::ImageProcess, scratch::Scratch, stages::Stages, vsock::Courier};
-use attestation::BrokerClient;
 use image::{
     config::ImageConfig,
     manifest::{self, Document, Manifest},
-    plan::{self, LayerPlan},
+    plan::{self, LayerPlan, Mixed},
     reference::Reference,
+    signature::{Document as Signed, Subject},
 };
 use layers::LayerStore;
 use log::info;
@@ -22,7 +25,6 @@ use policy::{Denial, Policy};
 use protocol::api;
 use source::Source;
 use std::{path::PathBuf, sync::Arc};
-use transport::{HttpClient, HttpError};
 
 /// An image that is ready to be run.
 #[derive(Debug, Clone)]
@@ -61,39 +63,56 @@ impl Resolved {
 /// Pulls images for the machine's containers.
 pub struct Puller {
     courier: Courier,
-    http: HttpClient,
-    broker: Option<Arc<BrokerClient>>,
+    access: Access,
     store: LayerStore,
 }
 
 impl Puller {
-    /// A puller that reaches registries through the courier, and gets keys from `broker`.
-    pub fn new(courier: Courier, broker: Option<Arc<BrokerClient>>) -> Result<Self, HttpError> {
-        Ok(Self { courier, http: HttpClient::new(Arc::new(courier), None)?, broker, store: LayerStore::default() })
+    /// A puller that reaches registries through the courier, as `access` says.
+    pub fn new(courier: Courier, access: Access) -> Self {
+        Self { courier, access, store: LayerStore::default() }
     }
 
-    /// Finds out what the reference means, and reads manifest and config.
-    pub async fn resolve(&self, request: &api::CreateContainerRequest, stages: &mut Stages) -> Result<Resolved, PullError> {
+    /// Finds out what the reference means, whether it is signed as the owner wants it, and reads manifest and config.
+    pub async fn resolve(
+        &self,
+        request: &api::CreateContainerRequest,
+        policy: &Policy,
+        stages: &mut Stages,
+    ) -> Result<Resolved, PullError> {
         let bad = |e: image::reference::ReferenceError| PullError::Reference {
             reference: request.image_reference.clone(),
             reason: e.to_string(),
         };
         let reference: Reference = request.image_reference.parse().map_err(bad)?;
-        let source = Source::new(self.courier, self.http.clone(), reference, request.plain_http_registries.clone());
+        let registry = self.access.registry(request.plain_http_registries.clone()).await?;
+        let source = Source::new(Arc::new(self.courier), registry, reference);
         let top = source.top(&request.image_digest_hint).await?;
         stages.end("resolve");
         let document = manifest::parse_document(&top.bytes, top.media_type.as_deref());
-        let (manifest, digest, index) = match document.map_err(|e| source.invalid("manifest", top.digest, e))? {
+        let (manifest, digest, lower) = match document.map_err(|e| source.invalid("manifest", top.digest, e))? {
             Document::Manifest(manifest) => (manifest, top.digest, None),
             Document::Index(document) => {
                 let descriptor = document.select().map_err(|e| source.invalid("index", top.digest, e))?;
                 let bytes = source.document(descriptor).await?;
                 let manifest = manifest::parse_manifest(&bytes, Some(&descriptor.media_type));
                 let digest = descriptor.digest;
-                (manifest.map_err(|e| source.invalid("manifest", digest, e))?, digest, Some(top.digest.to_string()))
+                (manifest.map_err(|e| source.invalid("manifest", digest, e))?, digest, Some(bytes))
             }
         };
-        let (plans, process) = read_config(&source, &manifest).await?;
+        let top = Signed { digest: top.digest, bytes: &top.bytes };
+        let (registry, asked) = source.registry();
+        let subject = match &lower {
+            None => Subject { reference: asked, manifest: top, index: None },
+            Some(bytes) => Subject { reference: asked, manifest: Signed { digest, bytes }, index: Some(top) },
+        };
+        // Before the config is read, and for each container anew: that the layers are here says nothing about the image.
+        self.access.check_signature(&subject, registry, asked).await?;
+        let index = lower.is_some().then(|| top.digest.to_string());
+        let pins = [Some(digest.to_string()), index.clone()];
+        let pins: Vec<&str> = pins.iter().flatten().map(String::as_str).collect();
+        let mixed = if policy.mixed(&pins) { Mixed::Allowed } else { Mixed::Refused };
+        let (plans, process) = read_config(&source, &manifest, mixed).await?;
         stages.end("manifest");
         info!(image = request.image_reference, digest:% = digest, layers = plans.len(); "image resolved");
         let (reference, digest) = (request.image_reference.clone(), digest.to_string());
@@ -103,17 +122,17 @@ impl Puller {
     /// Fetches, decrypts and unpacks the layers that are not here yet.
     pub async fn fetch(&self, image: Resolved, scratch: &Scratch, stages: &mut Stages) -> Result<PulledImage, PullError> {
         let identity = image.identity();
-        let keys = keys::layer_keys(&image.plans, self.broker.as_deref(), stages).await?;
+        let keys = keys::layer_keys(&image.plans, &self.access, stages).await?;
         let layers = self.store.unpack(&image.source, image.plans, keys, scratch, stages).await?;
         Ok(PulledImage { identity, layers, process: image.process })
     }
 }
 
-async fn read_config(source: &Source, manifest: &Manifest) -> Result<(Vec<LayerPlan>, ImageProcess), PullError> {
+async fn read_config(source: &Source, manifest: &Manifest, mixed: Mixed) -> Result<(Vec<LayerPlan>, ImageProcess), PullError> {
     let bytes = source.blob_bytes(&manifest.config).await?;
     let invalid = |e: &dyn std::fmt::Display| source.invalid("config", manifest.config.digest, e);
     let config = ImageConfig::parse(&bytes).map_err(|e| invalid(&e))?;
-    let plans = plan::plan_layers(manifest, &config).map_err(|e| invalid(&e))?;
+    let plans = plan::plan_layers(manifest, &config, mixed).map_err(|e| invalid(&e))?;
     let process = ImageProcess {
         args: config.arguments(),
         env: config.config.env.clone(),

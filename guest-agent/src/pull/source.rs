@@ -1,7 +1,11 @@
 //! Where bytes come from: the host's courier, else the registry. Both are checked alike.
 
-use super::PullError;
+use super::{
+    PullError,
+    pace::{Pace, Paced},
+};
 use crate::vsock::Courier;
+use async_trait::async_trait;
 use image::{
     digest::Digest,
     manifest::Descriptor,
@@ -9,9 +13,12 @@ use image::{
     registry::{Fetched, Registry},
 };
 use log::debug;
-use std::fmt::Display;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use transport::HttpClient;
+use protocol::line::LineError;
+use std::{fmt::Display, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::timeout,
+};
 
 /// Longest manifest or index, in bytes (the OCI distribution spec asks registries for 4 MiB).
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -19,17 +26,47 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 /// A stream of a blob.
 pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
 
+/// How long the host may take to say whether it has a blob: it may ask a registry before.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Who has blobs without our asking a registry: the host.
+#[async_trait]
+pub trait Node: Send + Sync {
+    /// Size and bytes of a blob, as the host claims them. Nothing of it may be believed.
+    async fn blob(&self, digest: &str) -> Result<(u64, BlobReader), LineError>;
+}
+
+#[async_trait]
+impl Node for Courier {
+    async fn blob(&self, digest: &str) -> Result<(u64, BlobReader), LineError> {
+        let (size, stream) = self.get(digest).await?;
+        Ok((size, Box::new(stream)))
+    }
+}
+
 /// The sources of one image.
 pub struct Source {
-    courier: Courier,
+    node: Arc<dyn Node>,
+    pace: Pace,
     registry: Registry,
     reference: Reference,
 }
 
 impl Source {
     /// The sources of `reference`.
-    pub fn new(courier: Courier, http: HttpClient, reference: Reference, plain_http: Vec<String>) -> Self {
-        Self { courier, registry: Registry::new(http, plain_http, None), reference }
+    pub fn new(node: Arc<dyn Node>, registry: Registry, reference: Reference) -> Self {
+        Self { node, pace: Pace::OF_A_HOST, registry, reference }
+    }
+
+    /// The same, impatient.
+    #[cfg(test)]
+    pub fn with_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
+    }
+
+    /// The registry's client, and what it is asked for.
+    pub fn registry(&self) -> (&Registry, &Reference) {
+        (&self.registry, &self.reference)
     }
 
     /// The manifest or index that the reference means: by its own digest, else by the host's hint, else by its tag.
@@ -76,7 +113,7 @@ impl Source {
 
     /// A layer as the courier gives it, unverified.
     pub async fn layer_from_courier(&self, descriptor: &Descriptor) -> Result<BlobReader, String> {
-        let (size, stream) = self.courier.get(&descriptor.digest.to_string()).await.map_err(|e| e.to_string())?;
+        let (size, stream) = self.node_blob(&descriptor.digest).await?;
         if size != descriptor.size {
             return Err(format!("the host has {size} bytes, the manifest says {}", descriptor.size));
         }
@@ -98,7 +135,7 @@ impl Source {
     /// At most `max` bytes with this digest. The host's size is only a first check: reading ends at the bound in any case.
     async fn courier_bytes(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, String> {
         let fetched = async {
-            let (size, stream) = self.courier.get(&digest.to_string()).await.map_err(|e| e.to_string())?;
+            let (size, stream) = self.node_blob(digest).await?;
             if size > max {
                 return Err(format!("{size} bytes, at most {max} are read"));
             }
@@ -108,6 +145,15 @@ impl Source {
             Ok(bytes)
         };
         fetched.await.inspect_err(|reason| debug!(digest:% = digest; "not from the host: {reason}"))
+    }
+
+    /// A blob as the host gives it, at a pace that it is held to.
+    async fn node_blob(&self, digest: &Digest) -> Result<(u64, Paced<BlobReader>), String> {
+        match timeout(ANSWER, self.node.blob(&digest.to_string())).await {
+            Ok(Ok((size, stream))) => Ok((size, Paced::new(stream, self.pace))),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
+        }
     }
 
     /// Something fetched is wrong.

@@ -6,6 +6,8 @@ use thiserror::Error;
 
 /// The serial by which the disk is known where there are several (`virtio_blk`, at most 20 bytes).
 const SERIAL: &str = "scratch";
+/// How the serials of volumes begin (`VolumeKind::DISK`).
+const VOLUME: &str = "disk";
 const SECTOR: u64 = 512;
 
 /// A block device.
@@ -51,7 +53,12 @@ fn find_below(sysfs: &Path) -> Result<Option<Disk>, DiskError> {
             fs::read_to_string(&file).map(|t| t.trim().to_owned()).map_err(|e| error(&file, e))
         };
         let bytes = read("size")?.parse::<u64>().unwrap_or(0).saturating_mul(SECTOR);
-        let named = read("serial").is_ok_and(|serial| serial == SERIAL);
+        let serial = read("serial").unwrap_or_default();
+        // A volume of the workload's: whoever gave only that gave no scratch, and nothing on it may be lost.
+        if serial.starts_with(VOLUME) {
+            continue;
+        }
+        let named = serial == SERIAL;
         disks.push((named, Disk { device: read("dev")?, bytes }));
     }
     let count = disks.len();
@@ -86,6 +93,8 @@ mod tests {
         assert_eq!(find(&[("ram0", ""), ("vda", "")]).unwrap().unwrap(), Disk { device: "254:1".into(), bytes: 1 << 20 });
         assert_eq!(find(&[("vda", "data"), ("vdb", "scratch")]).unwrap().unwrap().device, "254:1");
         assert_eq!(find(&[("ram0", "")]).unwrap(), None);
+        assert_eq!(find(&[("vda", "disk0")]).unwrap(), None);
+        assert_eq!(find(&[("vda", "disk0"), ("vdb", "")]).unwrap().unwrap().device, "254:1");
         assert!(matches!(find(&[("vda", ""), ("vdb", "")]), Err(DiskError::Ambiguous(2))));
     }
 }

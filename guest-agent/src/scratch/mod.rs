@@ -1,5 +1,5 @@
-//! Scratch: where layers and everything that containers write go. A disk of the host behind dm-crypt with a key that is made here, kept
-//! in the kernel only, and ends with the machine; or the guest's memory where there is no disk.
+//! Scratch: where layers and everything that containers write go. A disk of the host behind authenticated encryption (`sealed`), with a
+//! key that is made here, kept in the kernel only, and ends with the machine; or the guest's memory where there is no disk.
 //!
 //! No header of the host is read (a LUKS2 header can be swapped for one with a null cipher: CVE-2025-59054), and no file system that
 //! the host made is mounted.
@@ -7,30 +7,26 @@
 mod device_mapper;
 mod disk;
 mod ext4;
+mod sealed;
 
 use crate::boot::{
     marks,
     modules::{ModuleError, Modules, Stage},
 };
-use device_mapper::{DeviceMapper, DmError};
+use device_mapper::DmError;
 use disk::{Disk, DiskError};
 use log::info;
 use nix::mount::{MsFlags, mount};
+use sealed::SealedDisk;
 use std::{
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
 };
 use thiserror::Error;
-use zeroize::{Zeroize, Zeroizing};
 
 /// Where scratch is mounted.
 const MOUNT_POINT: &str = "/run/scratch";
-/// The mapped device's name.
-const NAME: &str = "scratch";
-/// AES-256-XTS takes two keys of 32 bytes.
-const KEY_BYTES: usize = 64;
-const SECTOR: u64 = 512;
 
 /// Why there is no scratch.
 #[derive(Debug, Error)]
@@ -74,8 +70,9 @@ impl Scratch {
     pub fn prepare(modules: &Modules) -> Result<Self, ScratchError> {
         modules.load(Stage::Scratch)?;
         fs::create_dir_all(MOUNT_POINT).map_err(|e| ScratchError::io(MOUNT_POINT, e))?;
-        match disk::find()? {
-            Some(disk) if disk.bytes >= ext4::MIN_BYTES => mount_disk(&disk)?,
+        let memory = memory()?;
+        match disk::find()?.map(|disk| (sealed::usable(disk.bytes, memory), disk)) {
+            Some((bytes, disk)) if bytes >= ext4::MIN_BYTES => mount_disk(&disk, bytes)?,
             _ => mount_memory()?,
         }
         marks::mark("scratch");
@@ -107,43 +104,38 @@ impl Scratch {
     }
 }
 
-fn mount_disk(disk: &Disk) -> Result<(), ScratchError> {
-    // Whole blocks only: dm-crypt works in sectors of 4096 bytes here, an eighth of the requests.
-    let bytes = disk.bytes.min(ext4::MAX_BYTES) / ext4::BLOCK * ext4::BLOCK;
-    let device = encrypt(disk, bytes)?;
-    let mounted = mount_mapped(device, bytes);
-    if mounted.is_err() {
-        // So that a second attempt fails for the same reason, and not because the name is taken.
-        let _ = DeviceMapper::open().and_then(|mapper| mapper.remove(NAME));
+fn mount_disk(disk: &Disk, bytes: u64) -> Result<(), ScratchError> {
+    let sealed = SealedDisk::create(disk, bytes)?;
+    if let Err(error) = mount_sealed(&sealed.node, bytes) {
+        let _ = sealed.remove();
+        return Err(error);
     }
-    mounted?;
-    info!(device = disk.device, mib = bytes >> 20; "scratch is an encrypted disk");
+    info!(device = disk.device, mib = bytes >> 20, of_mib = disk.bytes >> 20; "scratch is a sealed disk");
     Ok(())
 }
 
-fn mount_mapped(device: u64, bytes: u64) -> Result<(), ScratchError> {
-    let node = format!("/dev/dm-{}", libc::minor(device));
-    let mapped = OpenOptions::new().read(true).write(true).open(&node).map_err(|e| ScratchError::io(&node, e))?;
-    ext4::format(&mapped, bytes)?;
-    drop(mapped);
+fn mount_sealed(node: &str, bytes: u64) -> Result<(), ScratchError> {
+    let device = OpenOptions::new().read(true).write(true).open(node).map_err(|e| ScratchError::io(node, e))?;
+    ext4::format(&device, bytes)?;
+    drop(device);
     let flags = MsFlags::MS_NOATIME | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    // noinit_itable: the inode tables are never cleared, see ext4::format. nodiscard: the host learns nothing of what is freed.
-    mount(Some(node.as_str()), MOUNT_POINT, Some("ext4"), flags, Some("noinit_itable,nodiscard"))
-        .map_err(|e| ScratchError::io(MOUNT_POINT, e))
+    // noinit_itable: the inode tables are never cleared, see ext4::format. inode_readahead_blks: what was never written is not read ahead,
+    // for it has no tag.
+    let options = "noinit_itable,nodiscard,inode_readahead_blks=0";
+    mount(Some(node), MOUNT_POINT, Some("ext4"), flags, Some(options)).map_err(|e| ScratchError::io(MOUNT_POINT, e))
 }
 
-/// Puts dm-crypt with a new random key before the disk.
-fn encrypt(disk: &Disk, bytes: u64) -> Result<u64, ScratchError> {
-    let mut key: [u8; KEY_BYTES] = random().map_err(|e| ScratchError::io("random key", e))?;
-    let hex = Zeroizing::new(hex::encode(key));
-    key.zeroize();
-    let options = "3 sector_size:4096 no_read_workqueue no_write_workqueue";
-    // Built in one piece: a string that grows would leave pieces of the key in freed memory.
-    let mut table = Zeroizing::new(String::with_capacity(64 + 2 * KEY_BYTES + disk.device.len() + options.len()));
-    for part in ["aes-xts-plain64 ", &hex, " 0 ", &disk.device, " 0 ", options] {
-        table.push_str(part);
-    }
-    Ok(DeviceMapper::open()?.create(NAME, bytes / SECTOR, "crypt", &table)?)
+/// The guest's memory in bytes.
+fn memory() -> Result<u64, ScratchError> {
+    const FILE: &str = "/proc/meminfo";
+    let text = fs::read_to_string(FILE).map_err(|e| ScratchError::io(FILE, e))?;
+    total_of(&text).ok_or_else(|| ScratchError::io(FILE, io::Error::other("no line MemTotal")))
+}
+
+/// `MemTotal:  475992 kB` (proc(5)), in bytes.
+fn total_of(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn mount_memory() -> Result<(), ScratchError> {
@@ -171,6 +163,15 @@ mod tests {
         for path in [scratch.spool(), scratch.layers(), scratch.containers()] {
             assert!(path.is_dir());
         }
+    }
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        assert_eq!(total_of("MemTotal:         475992 kB\nMemFree: 1 kB\n"), Some(475_992 << 10));
+        for bad in ["", "MemTotal: 5", "MemTotal: x kB", "MemTotal: 18446744073709551615 kB"] {
+            assert_eq!(total_of(bad), None, "{bad}");
+        }
+        assert!(memory().unwrap() > 1 << 20);
     }
 
     #[test]

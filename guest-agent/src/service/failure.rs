@@ -1,6 +1,6 @@
 //! Errors as the host sees them: a gRPC code, and one line.
 
-use crate::{containers::ContainerError, sandbox::SandboxError};
+use crate::{containers::ContainerError, sandbox::SandboxError, sysctl::SysctlError};
 use policy::Denial;
 use ttrpc::{Code, Error, get_status};
 
@@ -61,7 +61,14 @@ impl From<SandboxError> for Failure {
         let code = match &error {
             SandboxError::Denied(_) => Code::PERMISSION_DENIED,
             SandboxError::Initdata(_) | SandboxError::Policy(_) | SandboxError::Broker(_) => Code::INVALID_ARGUMENT,
-            SandboxError::Http(_) | SandboxError::Network(_) | SandboxError::Aborted(_) | SandboxError::Hostname(_) => Code::INTERNAL,
+            SandboxError::Sysctl(SysctlError::Unsafe(_)) => Code::PERMISSION_DENIED,
+            SandboxError::Sysctl(SysctlError::NotOurs(_)) => Code::INVALID_ARGUMENT,
+            SandboxError::Sysctl(SysctlError::Kernel { .. })
+            | SandboxError::Http(_)
+            | SandboxError::Network(_)
+            | SandboxError::Aborted(_)
+            | SandboxError::Hostname(_)
+            | SandboxError::Bind(_) => Code::INTERNAL,
         };
         Self::new(code, error.to_string())
     }

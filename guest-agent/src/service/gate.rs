@@ -7,12 +7,14 @@
 use super::failure::Failure;
 use crate::{containers::asked, sandbox::Sandbox};
 use async_trait::async_trait;
+use policy::Denial;
 use protobuf::Message;
 use protocol::{api, bounds::Bounded};
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
 };
+use thiserror::Error;
 use tokio::sync::Mutex;
 use ttrpc::{
     Code, Request, Response,
@@ -43,8 +45,12 @@ pub struct Rule {
 ///
 /// `free` where nothing is gained by refusing: starting, awaiting and deleting what was admitted when it was prepared; the size of a
 /// terminal; and what a host does to the whole machine anyway: it can stop it, starve it, and measure how long it lives.
-pub const RULES: [Rule; 15] = [
+pub const RULES: [Rule; 17] = [
     Rule { rpc: "CreateSandbox", when: When::Once, check: |p, s| check::<api::CreateSandboxRequest>(p, s, free) },
+    // Each volume is asked about where it is known what the container can do without: in `containers::volumes`. What is read back was
+    // announced so, and admitted, before.
+    Rule { rpc: "PrepareVolumes", when: When::InSandbox, check: |p, s| check::<api::PrepareVolumesRequest>(p, s, free) },
+    Rule { rpc: "ReadVolume", when: When::InSandbox, check: |p, s| check::<api::ReadVolumeRequest>(p, s, free) },
     Rule {
         rpc: "CreateContainer",
         when: When::InSandbox,
@@ -101,6 +107,17 @@ fn streams(stdio: Option<&api::Stdio>, sandbox: &Sandbox) -> Result<(), Failure>
     Ok(stdio.map_or(Ok(()), |stdio| sandbox.policy().stdio(asked(stdio)))?)
 }
 
+/// Why the host does not get a connection.
+#[derive(Debug, Error)]
+pub enum Denied {
+    /// The order of requests.
+    #[error("there is no sandbox yet; call CreateSandbox first")]
+    NoSandbox,
+    /// The owner's policy.
+    #[error(transparent)]
+    Policy(#[from] Denial),
+}
+
 /// The machine's door.
 #[derive(Default)]
 pub struct Gate {
@@ -113,6 +130,12 @@ impl Gate {
     /// The sandbox, which is there when a request for it has been admitted.
     pub fn sandbox(&self) -> Result<Arc<Sandbox>, Failure> {
         self.sandbox.get().cloned().ok_or_else(|| Failure::state("there is no sandbox yet; call CreateSandbox first"))
+    }
+
+    /// For a connection to a port of the pod's loopback.
+    pub fn admit_forward(&self, port: u16) -> Result<(), Denied> {
+        let sandbox = self.sandbox.get().ok_or(Denied::NoSandbox)?;
+        Ok(sandbox.policy().port_forward(port)?)
     }
 
     /// The sandbox is there.

@@ -15,7 +15,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use failure::Failure;
-use gate::Gate;
+pub use gate::Gate;
 use log::info;
 use protocol::{
     api,
@@ -40,8 +40,7 @@ pub struct Service {
 
 impl Service {
     /// The service of this machine, each of its methods behind the gate.
-    pub fn guarded(machine: Machine, containers: Arc<Containers>) -> HashMap<String, ttrpc::asynchronous::Service> {
-        let gate = Arc::new(Gate::default());
+    pub fn guarded(gate: Arc<Gate>, machine: Machine, containers: Arc<Containers>) -> HashMap<String, ttrpc::asynchronous::Service> {
         gate::guard(create_agent(Arc::new(Self { gate: gate.clone(), machine, containers })), &gate)
     }
 
@@ -58,6 +57,20 @@ impl Service {
         }
         self.gate.open(sandbox);
         Ok(api::CreateSandboxResponse { initdata_digest, ..Default::default() })
+    }
+
+    async fn announce_volumes(&self, request: &api::PrepareVolumesRequest) -> Result<api::PrepareVolumesResponse, Failure> {
+        let sandbox = self.gate.sandbox()?;
+        if self.containers.get(&request.container_id).is_ok() {
+            return Err(Failure::state("the container exists; its volumes are announced before it"));
+        }
+        let wanted = self.containers.volumes().prepare(request, &sandbox).await?;
+        Ok(api::PrepareVolumesResponse { wanted, ..Default::default() })
+    }
+
+    fn volume_content(&self, request: &api::ReadVolumeRequest) -> Result<api::ReadVolumeResponse, Failure> {
+        let content = self.containers.volumes().read_back(request)?;
+        Ok(api::ReadVolumeResponse { content, ..Default::default() })
     }
 
     async fn make_container(&self, request: &api::CreateContainerRequest) -> Result<api::CreateContainerResponse, Failure> {
@@ -119,7 +132,7 @@ impl Service {
         if !container.is_running() {
             return Err(Failure::state("the container is not running"));
         }
-        container.cgroup().freeze(frozen).map_err(crate::containers::ContainerError::from)?;
+        container.freeze(frozen)?;
         Ok(api::Empty::default())
     }
 
@@ -150,6 +163,14 @@ impl Service {
 impl Agent for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: api::CreateSandboxRequest) -> ttrpc::Result<api::CreateSandboxResponse> {
         Ok(Box::pin(self.make_sandbox(&request)).await?)
+    }
+
+    async fn prepare_volumes(&self, _: &TtrpcContext, request: api::PrepareVolumesRequest) -> ttrpc::Result<api::PrepareVolumesResponse> {
+        Ok(self.announce_volumes(&request).await?)
+    }
+
+    async fn read_volume(&self, _: &TtrpcContext, request: api::ReadVolumeRequest) -> ttrpc::Result<api::ReadVolumeResponse> {
+        Ok(self.volume_content(&request)?)
     }
 
     async fn create_container(

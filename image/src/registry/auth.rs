@@ -20,6 +20,11 @@ impl Credentials {
         Self { user, password: Zeroizing::new(password) }
     }
 
+    /// The user.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     /// The header's value.
     pub(super) fn basic(&self) -> Option<Authorization> {
         let pair = Zeroizing::new(format!("{}:{}", self.user, self.password.as_str()));
@@ -93,10 +98,10 @@ impl Challenge {
         Some(Self::Bearer { realm: realm?, service })
     }
 
-    /// The URL to fetch the token from, to pull from `repository`.
-    pub(super) fn token_url(realm: &str, service: Option<&str>, repository: &str) -> String {
-        let mut url =
-            format!("{realm}{}scope={}", if realm.contains('?') { '&' } else { '?' }, encode(&format!("repository:{repository}:pull")));
+    /// The URL to fetch the token from, for the `actions` (`pull`, `pull,push`) in `repository`.
+    pub(super) fn token_url(realm: &str, service: Option<&str>, repository: &str, actions: &str) -> String {
+        let scope = encode(&format!("repository:{repository}:{actions}"));
+        let mut url = format!("{realm}{}scope={scope}", if realm.contains('?') { '&' } else { '?' });
         if let Some(service) = service {
             url.push_str(&format!("&service={}", encode(service)));
         }
@@ -180,9 +185,9 @@ mod tests {
 
     #[test]
     fn the_token_url_is_encoded() {
-        let url = Challenge::token_url("https://t/token?a=b", Some("x y"), "library/busybox");
+        let url = Challenge::token_url("https://t/token?a=b", Some("x y"), "library/busybox", "pull");
         assert_eq!(url, "https://t/token?a=b&scope=repository%3Alibrary%2Fbusybox%3Apull&service=x%20y");
-        assert!(Challenge::token_url("https://t/token", None, "a").starts_with("https://t/token?scope="));
+        assert!(Challenge::token_url("https://t/token", None, "a", "pull").starts_with("https://t/token?scope="));
     }
 
     #[test]

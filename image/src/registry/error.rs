@@ -1,5 +1,6 @@
 //! What can go wrong between us and a registry, told to the person who typed the reference.
 
+use super::{endpoint::At, registries::RegistriesError};
 use crate::{digest::DigestError, manifest::clip, reference::Reference};
 use http::StatusCode;
 use serde::Deserialize;
@@ -59,6 +60,17 @@ pub enum RegistryError {
         /// What is wrong.
         why: String,
     },
+    /// Sent away by the owner's configuration.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
+    /// No mirror had it, and its own registry neither.
+    #[error("{last} (before that, {mirrors})")]
+    Mirrors {
+        /// What its own registry said.
+        last: Box<RegistryError>,
+        /// What the mirrors said.
+        mirrors: String,
+    },
     /// Other bytes than asked for.
     #[error("{reference}: {source}")]
     Digest {
@@ -95,8 +107,27 @@ impl RegistryError {
         Self::Digest { reference: reference.to_string(), source }
     }
 
-    pub(super) fn protocol(reference: &Reference, why: impl Into<String>) -> Self {
-        Self::Protocol { reference: reference.to_string(), registry: reference.registry().to_owned(), why: why.into() }
+    pub(super) fn protocol(at: &At, why: impl Into<String>) -> Self {
+        Self::Protocol { reference: at.asked.to_string(), registry: at.host().to_owned(), why: why.into() }
+    }
+
+    /// What every place said; the last one is the image's own.
+    pub(super) fn all(mut faults: Vec<Self>) -> Self {
+        let mirrors: Vec<String> = faults.iter().rev().skip(1).rev().map(ToString::to_string).collect();
+        match faults.pop() {
+            Some(last) if mirrors.is_empty() => last,
+            Some(last) => Self::Mirrors { last: Box::new(last), mirrors: mirrors.join("; ") },
+            None => Self::Registries(RegistriesError::File("no place for the image".into())),
+        }
+    }
+
+    /// Whether the image's own registry answered that it has no such thing.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Mirrors { last, .. } => last.is_not_found(),
+            _ => false,
+        }
     }
 
     /// From an answer other than success; `body` is its beginning. Only the error's code is quoted, which is a word of a fixed list.

@@ -1,36 +1,77 @@
-//! The registry client (OCI distribution-spec 1.1, "Pull"): manifests and blobs, with tokens, basic authentication and redirects.
+//! The registry client (OCI distribution-spec 1.1, "Pull"): manifests and blobs, with tokens, basic authentication, redirects, mirrors,
+//! rate limits and resumed downloads.
 //!
 //! A registry is as untrusted as the network to it. Everything that is fetched by digest is compared with it; what a tag means is
 //! the registry's word, and the caller's policy says whether that is enough.
 
+mod attached;
 mod auth;
+mod auth_file;
 mod blob;
+mod endpoint;
 mod error;
+mod push;
+mod registries;
 mod request;
+mod retry;
 
+pub use attached::RegistryRepository;
 pub use auth::Credentials;
+pub use auth_file::{AuthFile, AuthFileError, MAX_AUTH_FILE};
 pub use blob::BlobReader;
 pub use error::RegistryError;
+pub use registries::{MAX_REGISTRIES, Registries, RegistriesError};
 
 use crate::{
     digest::Digest,
     manifest::Descriptor,
     media_type::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST},
     reference::Reference,
-    strict_json::MAX_DOCUMENT,
 };
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
-use std::{collections::HashMap, sync::Mutex};
-use transport::{HttpClient, read_body};
+use endpoint::At;
+use http::HeaderMap;
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use transport::HttpClient;
 
-/// A client for any registry; what it was told about tokens it keeps per repository.
-pub struct Registry {
+/// A question to one place, on its way.
+type Asking<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Send + 'a>>;
+
+/// A client for any registry; what it was told about tokens it keeps per repository. Clones share that.
+#[derive(Clone)]
+pub struct Registry(Arc<Shared>);
+
+struct Shared {
     client: HttpClient,
-    plain_http: Vec<String>,
-    credentials: Option<Credentials>,
+    options: Options,
     /// Authorization headers by registry and repository.
     tokens: Mutex<HashMap<String, auth::Authorization>>,
+}
+
+/// How registries are reached.
+#[derive(Debug)]
+pub struct Options {
+    /// Registries (`host[:port]`, as in references) that are spoken to without TLS, by the word of the node: all others get TLS only.
+    /// No credentials go to them.
+    pub plain_http: Vec<String>,
+    /// Whom to be where. They go to the image's registry and to the token server that it names, and never over plain HTTP unless
+    /// [`Self::registries`] says `insecure`.
+    pub credentials: Arc<AuthFile>,
+    /// Mirrors, other locations and blocked registries, by the owner's word.
+    pub registries: Registries,
+    /// How long a peer may send next to nothing in the middle of a blob.
+    pub stall: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { plain_http: Vec::new(), credentials: Arc::default(), registries: Registries::default(), stall: Duration::from_secs(60) }
+    }
 }
 
 /// A manifest or index as it came.
@@ -45,95 +86,75 @@ pub struct Fetched {
 }
 
 impl Registry {
-    /// `plain_http` lists the registries (`host[:port]`, as in references) that are spoken to without TLS; all others get TLS only.
-    /// `credentials` go to the reference's registry and to the token server that it names.
-    pub fn new(client: HttpClient, plain_http: Vec<String>, credentials: Option<Credentials>) -> Self {
-        let plain_http = plain_http.into_iter().map(|host| host.to_ascii_lowercase()).collect();
-        Self { client, plain_http, credentials, tokens: Mutex::default() }
+    /// A client.
+    pub fn new(client: HttpClient, mut options: Options) -> Self {
+        options.plain_http.iter_mut().for_each(|host| host.make_ascii_lowercase());
+        Self(Arc::new(Shared { client, options, tokens: Mutex::default() }))
     }
 
     /// The manifest or index that the reference names. Where it has a digest, the document was compared with it.
     pub async fn manifest(&self, reference: &Reference) -> Result<Fetched, RegistryError> {
-        let response = self.get(reference, &manifest_path(reference, &reference.selector())).await?;
-        let media_type = header_text(response.headers(), header::CONTENT_TYPE.as_str());
-        let stated = header_text(response.headers(), "docker-content-digest");
-        let bytes = self.body(reference, response).await?;
-        let digest = Digest::of(&bytes);
-        // The header costs nothing to compare and tells damage on the way from a moved tag.
-        let stated = stated.and_then(|text| text.parse().ok());
-        if let Some(expected) = reference.digest().or(stated).filter(|expected| *expected != digest) {
-            return Err(RegistryError::digest(reference, crate::digest::DigestError::Mismatch { expected, actual: digest }));
-        }
-        Ok(Fetched { bytes, media_type, digest })
+        self.each(reference, |at| Box::pin(async move { at.manifest().await })).await
     }
 
     /// The digest that the reference has now: its own, else what the registry says of its tag.
     pub async fn resolve(&self, reference: &Reference) -> Result<Digest, RegistryError> {
-        if let Some(digest) = reference.digest() {
-            return Ok(digest);
-        }
-        let path = manifest_path(reference, &reference.selector());
-        let response = self.request(reference, Method::HEAD, &path, &manifest_types()).await?;
-        match header_text(response.headers(), "docker-content-digest").and_then(|text| text.parse().ok()) {
+        match reference.digest() {
             Some(digest) => Ok(digest),
-            None => self.manifest(reference).await.map(|fetched| fetched.digest),
+            None => self.each(reference, |at| Box::pin(async move { at.resolve().await })).await,
         }
     }
 
     /// A manifest that an index names, compared with its descriptor.
     pub async fn document(&self, reference: &Reference, descriptor: &Descriptor) -> Result<Bytes, RegistryError> {
-        let response = self.get(reference, &manifest_path(reference, &descriptor.digest.to_string())).await?;
-        self.verified(reference, descriptor, response).await
+        self.each(reference, |at| Box::pin(async move { at.document(descriptor).await })).await
     }
 
     /// A small blob, such as an image config, compared with its descriptor; at most 4 MiB.
     pub async fn blob_bytes(&self, reference: &Reference, descriptor: &Descriptor) -> Result<Bytes, RegistryError> {
-        let response = self.get(reference, &blob_path(reference, descriptor)).await?;
-        self.verified(reference, descriptor, response).await
+        self.each(reference, |at| Box::pin(async move { at.blob_bytes(descriptor).await })).await
     }
 
     /// A blob on its way, not compared with anything: that is [`crate::spool::spool`]'s part.
     pub async fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> Result<BlobReader, RegistryError> {
-        let response = self.get(reference, &blob_path(reference, descriptor)).await?;
-        let length = header_text(response.headers(), header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
-        if let Some(actual) = length.filter(|length| *length != descriptor.size) {
-            let error = crate::digest::DigestError::Size { digest: descriptor.digest, expected: descriptor.size, actual };
-            return Err(RegistryError::digest(reference, error));
+        self.each(reference, |at| {
+            Box::pin(async move {
+                let answer = at.blob_from(descriptor, 0).await?;
+                Ok(BlobReader::new(at, descriptor.clone(), answer.body))
+            })
+        })
+        .await
+    }
+
+    /// A blob on its way of which nothing but the digest is known, with the size that the registry says; nothing where it says none. For
+    /// whoever passes blobs on.
+    pub async fn blob_by_digest(&self, reference: &Reference, digest: Digest) -> Result<Option<(u64, BlobReader)>, RegistryError> {
+        self.each(reference, |at| {
+            Box::pin(async move {
+                let found = at.blob_by_digest(digest).await?;
+                Ok(found.map(|(descriptor, body)| (descriptor.size, BlobReader::new(at, descriptor, body))))
+            })
+        })
+        .await
+    }
+
+    /// Asks one place after the other until one has it.
+    async fn each<'a, T>(&self, reference: &Reference, ask: impl Fn(At) -> Asking<'a, T> + Send) -> Result<T, RegistryError> {
+        let endpoints = self.0.options.registries.endpoints(reference)?;
+        let mut faults: Vec<RegistryError> = Vec::new();
+        for endpoint in endpoints {
+            match ask(At::new(self, reference, endpoint)).await {
+                Ok(found) => return Ok(found),
+                Err(e) => faults.push(e),
+            }
         }
-        Ok(BlobReader::new(response.into_body()))
-    }
-
-    async fn get(&self, reference: &Reference, path: &str) -> Result<http::Response<transport::Body>, RegistryError> {
-        self.request(reference, Method::GET, path, &manifest_types()).await
-    }
-
-    async fn verified(
-        &self,
-        reference: &Reference,
-        descriptor: &Descriptor,
-        response: http::Response<transport::Body>,
-    ) -> Result<Bytes, RegistryError> {
-        let bytes = self.body(reference, response).await?;
-        descriptor.verify(&bytes).map_err(|e| RegistryError::digest(reference, e))?;
-        Ok(bytes)
-    }
-
-    async fn body(&self, reference: &Reference, response: http::Response<transport::Body>) -> Result<Bytes, RegistryError> {
-        read_body(response.into_body(), MAX_DOCUMENT).await.map_err(|e| RegistryError::http(reference, e))
+        Err(RegistryError::all(faults))
     }
 }
 
 /// What we can read. Blobs have no type of their own; registries ignore the header there.
 fn manifest_types() -> String {
     [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST].join(", ")
-}
-
-fn manifest_path(reference: &Reference, selector: &str) -> String {
-    format!("/v2/{}/manifests/{selector}", reference.repository())
-}
-
-fn blob_path(reference: &Reference, descriptor: &Descriptor) -> String {
-    format!("/v2/{}/blobs/{}", reference.repository(), descriptor.digest)
 }
 
 fn header_text(headers: &HeaderMap, name: &str) -> Option<String> {

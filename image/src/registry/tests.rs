@@ -1,7 +1,7 @@
 //! Against a small server that answers by path and records what it was asked.
 
 use super::*;
-use crate::digest::DigestError;
+use crate::{digest::DigestError, strict_json::MAX_DOCUMENT};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -88,7 +88,14 @@ async fn answer(mut stream: TcpStream, seen: Arc<Mutex<Vec<String>>>, answers: A
 
 fn registry(plain: &[&str], credentials: Option<Credentials>) -> Registry {
     let client = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
-    Registry::new(client, plain.iter().map(|s| (*s).to_owned()).collect(), credentials)
+    // Credentials are for those that the owner lets go without TLS.
+    let insecure: String = plain.iter().map(|host| format!("[[registry]]\nlocation = {host:?}\ninsecure = true\n")).collect();
+    let mut options = Options { plain_http: plain.iter().map(|s| (*s).to_owned()).collect(), ..Options::default() };
+    if let Some(credentials) = credentials {
+        options.credentials = Arc::new(AuthFile::of_registry(plain[0], credentials));
+        options.registries = Registries::parse(&insecure).unwrap();
+    }
+    Registry::new(client, options)
 }
 
 fn descriptor(bytes: &[u8]) -> Descriptor {
@@ -221,4 +228,42 @@ async fn hostile_redirects_are_refused() {
     server.on("/v2/demo/manifests/1", Answer(401, challenge, Vec::new()));
     assert!(registry.manifest(&server.reference()).await.unwrap_err().to_string().contains("without TLS"));
     assert!(other.seen().is_empty(), "no credentials to a token server in the clear");
+}
+
+#[tokio::test]
+async fn credentials_do_not_go_where_the_node_alone_allowed_plain_http() {
+    let server = Server::start().await;
+    let client = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
+    let credentials = Arc::new(AuthFile::of_registry(&server.address, Credentials::new("me".into(), "pass".into())));
+    let registry = Registry::new(client, Options { plain_http: vec![server.address.clone()], credentials, ..Options::default() });
+    for challenge in ["Basic realm=\"r\"".to_owned(), format!("Bearer realm=\"http://{}/token\"", server.address)] {
+        server.on("/v2/demo/manifests/1", Answer(401, format!("WWW-Authenticate: {challenge}\r\n"), Vec::new()));
+        let error = registry.manifest(&server.reference()).await.unwrap_err().to_string();
+        assert!(error.contains("without TLS") && error.contains("insecure = true"), "{error}");
+    }
+    assert!(server.seen().iter().all(|line| !line.contains("Basic")), "{:?}", server.seen());
+}
+
+#[tokio::test]
+async fn mirrors_come_first_and_the_images_own_place_last() {
+    let (own, mirror) = (Server::start().await, Server::start().await);
+    let client = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
+    let file = format!(
+        "[[registry]]\nlocation = \"{}\"\ninsecure = true\n[[registry.mirror]]\nlocation = \"{}/copies\"\ninsecure = true\n\
+         [[registry]]\nprefix = \"{}/banned\"\nblocked = true\n",
+        own.address, mirror.address, own.address
+    );
+    let registry = Registry::new(client, Options { registries: Registries::parse(&file).unwrap(), ..Options::default() });
+    mirror.on("/v2/copies/demo/manifests/1", Answer::ok(MANIFEST));
+    assert_eq!(registry.manifest(&own.reference()).await.unwrap().bytes, MANIFEST);
+    assert!(own.seen().is_empty());
+    // What the mirror has not, or has wrong, its own place may have.
+    let blob = Digest::of(b"blob");
+    mirror.on(&format!("/v2/copies/demo/blobs/{blob}"), Answer::ok(b"blub"));
+    own.on(&format!("/v2/demo/blobs/{blob}"), Answer::ok(b"blob"));
+    assert_eq!(registry.blob_bytes(&own.reference(), &descriptor(b"blob")).await.unwrap(), "blob");
+    let error = registry.manifest(&format!("{}/demo:2", own.address).parse().unwrap()).await.unwrap_err();
+    assert!(error.is_not_found() && error.to_string().contains(&mirror.address), "{error}");
+    let error = registry.manifest(&format!("{}/banned/x:1", own.address).parse().unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("blocked"), "{error}");
 }

@@ -1,7 +1,7 @@
 //! Blobs out of containerd's content store, as the courier's first source.
 
 use super::{Client, pb};
-use crate::courier::BlobSource;
+use crate::courier::{Blob, BlobSource};
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use http::uri::PathAndQuery;
@@ -16,7 +16,7 @@ use tonic::{Status, Streaming};
 
 #[async_trait]
 impl BlobSource for Client {
-    async fn open(&self, digest: &str) -> io::Result<Option<(u64, Box<dyn AsyncRead + Send + Unpin>)>> {
+    async fn open(&self, digest: &str) -> io::Result<Option<Blob>> {
         let request = pb::InfoRequest { digest: digest.to_owned(), ..Default::default() };
         let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/Info");
         let answer: Option<pb::InfoResponse> = self.get("Content.Info", digest, path, request).await.map_err(io::Error::other)?;

@@ -109,6 +109,20 @@ impl Client {
         }))
     }
 
+    /// Digests of all manifests of the namespace: what refers to a config. Also of images that are still being pulled.
+    pub async fn manifests(&self) -> Result<Vec<String>, ContainerdError> {
+        let failed = |status| ContainerdError::Call { call: "Content.List", what: "manifests".to_owned(), status: Box::new(status) };
+        let filters = vec!["labels.\"containerd.io/gc.ref.content.config\"".to_owned()];
+        let request = pb::ListContentRequest { filters, ..Default::default() };
+        let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/List");
+        let mut answers: Streaming<pb::ListContentResponse> = self.stream(path, request).await.map_err(failed)?;
+        let mut digests = Vec::new();
+        while let Some(answer) = answers.message().await.map_err(failed)? {
+            digests.extend(answer.info.into_iter().map(|info| info.digest));
+        }
+        Ok(digests)
+    }
+
     /// A unary call of any service, at `/<service>/<method>`; NotFound is `None`. `call` and `what` stand in the error.
     pub async fn get<Q: Message, A: Message>(
         &self,

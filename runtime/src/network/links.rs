@@ -9,7 +9,8 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressScope},
         link::{LinkAttribute, LinkFlags, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType},
         tc::TcHandle,
     },
 };
@@ -91,6 +92,13 @@ impl Links {
         Ok(routes)
     }
 
+    /// The permanent neighbours of `links`: what the pod's network has written down because nobody would answer a question for it.
+    pub(super) async fn neighbours(&self, links: &[Link]) -> Result<Vec<api::Neighbour>, NetworkError> {
+        let found: Vec<NeighbourMessage> =
+            self.handle.neighbours().get().execute().try_collect().await.map_err(self.failed("list neighbours"))?;
+        Ok(found.iter().filter_map(|message| permanent_neighbour(message, links)).collect())
+    }
+
     /// Every frame that arrives at the interface leaves by the tap, and the other way round.
     pub(super) async fn redirect(&self, link: &Link, tap: &str) -> Result<(), NetworkError> {
         let other = self.index(tap).await?;
@@ -156,12 +164,32 @@ fn usable_route(message: &RouteMessage, links: &[Link]) -> Option<api::Route> {
         match attribute {
             RouteAttribute::Destination(to) => route.destination = format!("{}/{}", address(to)?, header.destination_prefix_length),
             RouteAttribute::Gateway(by) => route.gateway = address(by)?.to_string(),
+            RouteAttribute::PrefSource(source) => route.source = address(source)?.to_string(),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::Oif(index) => out = Some(*index),
             _ => {}
         }
     }
+    route.onlink = header.flags.contains(RouteFlags::Onlink);
     route.interface = links.iter().find(|link| Some(link.index) == out)?.name.clone();
     Some(route)
+}
+
+fn permanent_neighbour(message: &NeighbourMessage, links: &[Link]) -> Option<api::Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let interface = links.iter().find(|link| link.index == message.header.ifindex)?.name.clone();
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(v4.to_string()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(v6.to_string()),
+            NeighbourAttribute::LinkLayerAddress(bytes) if bytes.len() == 6 => mac = Some(bytes.clone()),
+            _ => {}
+        }
+    }
+    Some(api::Neighbour { interface, address: address?, mac: mac?, ..Default::default() })
 }
 
 fn address(address: &RouteAddress) -> Option<IpAddr> {

@@ -2,8 +2,12 @@
 //! traffic control passes every frame from one to the other, in both directions. The guest has the interface's own name, MAC, MTU,
 //! addresses and routes; the namespace's own stack no longer sees a packet.
 
+mod bpf;
 mod links;
+mod loopback;
 mod tap;
+
+pub use loopback::Loopback;
 
 use crate::{
     record::{Record, RecordError, Redirected},
@@ -12,7 +16,7 @@ use crate::{
 use links::{Link, Links};
 use protocol::{
     api,
-    bounds::{MAX_INTERFACES, MAX_ROUTES},
+    bounds::{MAX_INTERFACES, MAX_NEIGHBOURS, MAX_ROUTES},
 };
 use std::{
     fs::File,
@@ -75,6 +79,8 @@ pub struct Network {
     pub interfaces: Vec<api::Interface>,
     /// For CreateSandbox.
     pub routes: Vec<api::Route>,
+    /// For CreateSandbox.
+    pub neighbours: Vec<api::Neighbour>,
     /// For the VM, in the order of the interfaces.
     pub taps: Vec<Tap>,
 }
@@ -83,9 +89,7 @@ pub struct Network {
 /// empty network. Without a record the namespace is the VM's own: it goes with it, and nothing is taken back.
 pub async fn attach(netns: &Path, record: Option<&mut Record>) -> Result<Network, NetworkError> {
     let links = inside(netns, |links| async move { links.list().await }).await?;
-    if links.len() > MAX_INTERFACES {
-        return Err(NetworkError::TooMany { netns: netns.to_owned(), what: "interfaces", count: links.len(), max: MAX_INTERFACES });
-    }
+    at_most(netns, "interfaces", links.len(), MAX_INTERFACES)?;
     if let Some(record) = record {
         for (n, link) in links.iter().enumerate() {
             record.note_redirected(Redirected { netns: netns.to_owned(), interface: link.name.clone(), tap: tap_name(n) })?;
@@ -95,10 +99,13 @@ pub async fn attach(netns: &Path, record: Option<&mut Record>) -> Result<Network
         return Ok(Network::default());
     }
     let network = inside(netns, move |handle| async move { redirect_all(&handle, links).await }).await?;
-    if network.routes.len() > MAX_ROUTES {
-        return Err(NetworkError::TooMany { netns: netns.to_owned(), what: "routes", count: network.routes.len(), max: MAX_ROUTES });
-    }
+    at_most(netns, "routes", network.routes.len(), MAX_ROUTES)?;
+    at_most(netns, "permanent neighbours", network.neighbours.len(), MAX_NEIGHBOURS)?;
     Ok(network)
+}
+
+fn at_most(netns: &Path, what: &'static str, count: usize, max: usize) -> Result<(), NetworkError> {
+    if count > max { Err(NetworkError::TooMany { netns: netns.to_owned(), what, count, max }) } else { Ok(()) }
 }
 
 /// Takes back what was done for one interface, from the record alone. The tap is gone with its VM; what is gone already is no error.
@@ -111,7 +118,8 @@ pub fn undo(redirected: &Redirected) {
 }
 
 async fn redirect_all(handle: &Links, links: Vec<Link>) -> Result<Network, NetworkError> {
-    let mut network = Network::default();
+    // Asked before anything changes: a flush of the interface would take its neighbours along.
+    let mut network = Network { neighbours: handle.neighbours(&links).await?, ..Network::default() };
     for (n, link) in links.iter().enumerate() {
         let tap = tap_name(n);
         let fd = tap::create(&tap).map_err(|source| handle.namespace_error(source))?;
@@ -144,7 +152,7 @@ where
     tokio::task::spawn_blocking(move || in_namespace(&netns, work)).await.map_err(|e| NetworkError::Thread(io::Error::other(e)))?
 }
 
-/// Works on a thread of its own, because a thread that has entered a namespace must never be used for anything else.
+/// Works on a thread of its own with a netlink connection to the namespace.
 fn in_namespace<T, W, F>(netns: &Path, work: W) -> Result<T, NetworkError>
 where
     T: Send + 'static,
@@ -152,16 +160,29 @@ where
     F: Future<Output = Result<T, NetworkError>>,
 {
     let path = netns.to_owned();
+    entered(netns, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(NetworkError::Thread)?;
+        runtime.block_on(async { work(Links::connect(path)?).await })
+    })
+}
+
+/// Does something that waits for nobody in the namespace.
+fn in_namespace_of<T: Send + 'static>(netns: &Path, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, NetworkError> {
+    let path = netns.to_owned();
+    entered(netns, move || work().map_err(|source| NetworkError::Namespace { netns: path, source }))
+}
+
+/// On a thread of its own, because a thread that has entered a namespace must never be used for anything else.
+fn entered<T: Send + 'static>(netns: &Path, work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static) -> Result<T, NetworkError> {
+    let path = netns.to_owned();
     let failed = move |source| NetworkError::Namespace { netns: path.clone(), source };
     let namespace = File::open(netns).map_err(&failed)?;
     if is_own(&namespace).map_err(&failed)? {
         return Err(NetworkError::Host(netns.to_owned()));
     }
-    let path = netns.to_owned();
     let enter = move || {
         nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(NetworkError::Thread)?;
-        runtime.block_on(async { work(Links::connect(path)?).await })
+        work()
     };
     let worker = thread::Builder::new().name("netns".into()).spawn(enter).map_err(NetworkError::Thread)?;
     worker.join().map_err(|_| NetworkError::Thread(io::Error::other("ended early")))?

@@ -13,6 +13,7 @@ const PLACES: &[&str] = &[
     "/usr/share/ovmf/OVMF.inteltdx.fd",
     "/usr/share/edk2/ovmf/OVMF.inteltdx.fd",
     "/usr/share/ovmf/OVMF.inteltdx.ms.fd",
+    "/usr/lib/cloister/OVMF.fd",
     "/usr/share/ovmf/OVMF.fd",
 ];
 

@@ -46,10 +46,25 @@ pub struct Launch {
     pub accelerator: Accelerator,
     /// The scratch disk's file, if there is one.
     pub scratch: Option<PathBuf>,
+    /// Further disks.
+    pub disks: Vec<Disk>,
     /// Who serves the vsock device.
     pub vsock: VsockDevice,
     /// Network devices.
     pub taps: Vec<Tap>,
+}
+
+/// A disk of the host's that a guest is to have: a block device, or a raw file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// On the host.
+    pub path: PathBuf,
+    /// Whether it is a block device.
+    pub device: bool,
+    /// Not to be written to.
+    pub readonly: bool,
+    /// By which the guest finds it; letters and digits, at most 20.
+    pub serial: String,
 }
 
 /// Who serves the guest's vsock device.

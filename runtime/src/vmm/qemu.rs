@@ -42,6 +42,14 @@ impl Vmm for Qemu {
             line.pair("-blockdev", format!("driver=file,node-name=scratch,filename={file},{options}"));
             line.virtio("virtio-blk", "drive=scratch,serial=scratch");
         }
+        for (n, disk) in launch.disks.into_iter().enumerate() {
+            let file = disk.path.display().to_string().replace(',', ",,");
+            let driver = if disk.device { "host_device" } else { "file" };
+            let readonly = if disk.readonly { "on" } else { "off" };
+            // Here a container's fsync counts. Raw: what is in the disk never decides on its format.
+            line.pair("-blockdev", format!("driver={driver},node-name=disk{n},filename={file},read-only={readonly},discard=unmap"));
+            line.pair("-device", format!("virtio-blk-device,drive=disk{n},serial={}", disk.serial));
+        }
         for (n, tap) in launch.taps.into_iter().enumerate() {
             let fd = line.inherit(tap.fd);
             let mac = tap.mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -171,7 +179,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::vmm::Tap;
+    use crate::vmm::{Disk, Tap};
 
     fn fd() -> OwnedFd {
         std::fs::File::open("/dev/null").unwrap().into()
@@ -188,6 +196,7 @@ mod tests {
             memory_mib: 512,
             accelerator: Accelerator::Tcg,
             scratch: None,
+            disks: Vec::new(),
             vsock: VsockDevice::User(fd()),
             taps: Vec::new(),
         }
@@ -222,11 +231,15 @@ mod tests {
         let mut launch = launch();
         launch.vsock = VsockDevice::Kernel { cid: 77, device: fd() };
         launch.scratch = Some("/s/a,b".into());
+        launch.disks = vec![Disk { path: "/d/x,y".into(), device: false, readonly: true, serial: "disk0".into() }];
         launch.taps = vec![Tap { fd: fd(), mac: [2, 0, 0, 0, 0, 0x1f] }];
         let text = text(launch);
         assert!(text.contains("-device vhost-vsock-device,guest-cid=77,vhostfd=@0"), "{text}");
         assert!(text.contains("-object memory-backend-ram,id=ram"), "{text}");
         assert!(text.contains("filename=/s/a,,b,discard=unmap,cache.no-flush=on"), "{text}");
+        let disk =
+            "driver=file,node-name=disk0,filename=/d/x,,y,read-only=on,discard=unmap -device virtio-blk-device,drive=disk0,serial=disk0";
+        assert!(text.contains(disk), "{text}");
         assert!(text.ends_with("-netdev tap,id=net0,fd=@1 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:1f"), "{text}");
     }
 

@@ -16,7 +16,7 @@ use ttrpc::{Result, asynchronous::TtrpcContext};
 /// Type of an exec's entry in the list of processes.
 const PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 /// Type of the metrics, by which containerd and CRI-O know how to read them.
-const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
+pub const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// The service.
 pub struct TaskService {
@@ -149,6 +149,7 @@ impl Task for TaskService {
     }
 }
 
-fn exited_at(exit: Exit) -> MessageField<Timestamp> {
+/// When a process or pod ended, as the services say it.
+pub fn exited_at(exit: Exit) -> MessageField<Timestamp> {
     MessageField::some(Timestamp::from(exit.at))
 }

@@ -1,7 +1,7 @@
 //! A container: its first process and its execs.
 
 use super::{Process, TaskError};
-use crate::{bundle::Role, guest::Guest, hooks::Hooks};
+use crate::{bundle::Role, guest::Guest, hooks::Hooks, volumes::Attached};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -23,6 +23,8 @@ pub struct Container {
     pub guest: Arc<dyn Guest>,
     /// Its hooks.
     pub hooks: Hooks,
+    /// Its volumes.
+    pub volumes: Attached,
     /// Its first process.
     pub init: Arc<Process>,
     /// `None` while an exec is being prepared.
@@ -31,8 +33,8 @@ pub struct Container {
 
 impl Container {
     /// A container without execs.
-    pub fn new(id: &str, bundle: PathBuf, role: Role, guest: Arc<dyn Guest>, hooks: Hooks, init: Process) -> Self {
-        Self { id: id.to_owned(), bundle, role, guest, hooks, init: Arc::new(init), execs: Mutex::default() }
+    pub fn new(id: &str, bundle: PathBuf, role: Role, guest: Arc<dyn Guest>, hooks: Hooks, volumes: Attached, init: Process) -> Self {
+        Self { id: id.to_owned(), bundle, role, guest, hooks, volumes, init: Arc::new(init), execs: Mutex::default() }
     }
 
     /// Whether the VM ends with it.

@@ -1,6 +1,6 @@
 //! What can be asked of a process or container between its start and its end.
 
-use super::{Container, Exit, Process, State, TaskError, Tasks, detached};
+use super::{Container, Exit, Process, State, TaskError, Tasks, detached, usage};
 use containerd_shim_protos::{
     cgroups_v2::metrics::{CPUStat, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat},
     events::task::{TaskPaused, TaskResumed},
@@ -10,6 +10,8 @@ use protocol::{api, bounds, service::AgentClient};
 use std::{sync::Arc, time::Duration};
 use ttrpc::Code;
 
+/// How long an agent that has missed that time may take to say anything at all, before it counts as gone.
+const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(20) };
 /// How long the agent may take for a request that it answers from its own memory and a file or two.
 const TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 
@@ -44,8 +46,13 @@ impl Tasks {
             Ok(_) => Ok(()),
             Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => Err(TaskError::Finished),
             Err(ttrpc::Error::RpcStatus(status)) => Err(ttrpc::Error::RpcStatus(status).into()),
-            // A guest that does not answer cannot refuse to die.
-            Err(error) if signal == libc::SIGKILL.cast_unsigned() && container.owns_guest() && exec_id.is_empty() => {
+            // A guest that does not answer cannot refuse to die. In a pod it takes the others with it: nobody could end it otherwise, as
+            // containerd ends a pod by ending its containers first.
+            Err(error)
+                if signal == libc::SIGKILL.cast_unsigned()
+                    && exec_id.is_empty()
+                    && (container.owns_guest() || !answers(&container).await) =>
+            {
                 log::warn!(container = id; "the agent does not answer ({error}): the VM is ended");
                 tokio::spawn(async move { container.guest.stop().await });
                 Ok(())
@@ -142,8 +149,11 @@ impl Tasks {
     /// `Stats`, in containerd's type for cgroup v2: the guest has no other.
     pub async fn stats(&self, id: &str) -> Result<Metrics, TaskError> {
         let container = self.container(id)?;
-        if container.is_sandbox() || container.init.state().exit().is_some() {
+        if container.init.state().exit().is_some() {
             return Ok(Metrics::new());
+        }
+        if container.is_sandbox() {
+            return Ok(usage::of(container.guest.pid()));
         }
         let request = api::ContainerRequest { container_id: id.to_owned(), ..Default::default() };
         let stats = container.guest.agent().stats_container(ttrpc::context::with_duration(TIMEOUT), &request).await?;
@@ -154,6 +164,12 @@ impl Tasks {
 /// Whether a process that does nothing against it ends by this signal. What has not run yet has no handlers.
 fn ends(signal: u32) -> bool {
     [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP].contains(&signal.cast_signed())
+}
+
+/// Whether the agent says anything.
+async fn answers(container: &Container) -> bool {
+    let context = ttrpc::context::with_duration(PATIENCE);
+    matches!(container.guest.agent().guest_info(context, &api::Empty::new()).await, Ok(_) | Err(ttrpc::Error::RpcStatus(_)))
 }
 
 /// Has the agent set a terminal's size.
@@ -173,13 +189,25 @@ fn metrics(stats: &api::StatsContainerResponse) -> Metrics {
     let of = |name: &str| stats.memory_stat.get(name).copied().unwrap_or_default();
     let memory =
         MemoryStat { usage: stats.memory_usage, usage_limit: stats.memory_limit, max_usage: stats.memory_peak, ..memory_stat(&of) };
+    let of_cpu = |name: &str| stats.cpu_stat.get(name).copied().unwrap_or_default();
     let cpu = CPUStat {
         usage_usec: stats.cpu_usage_usec,
         user_usec: stats.cpu_user_usec,
         system_usec: stats.cpu_system_usec,
+        nr_periods: of_cpu("nr_periods"),
+        nr_throttled: of_cpu("nr_throttled"),
+        throttled_usec: of_cpu("throttled_usec"),
         ..Default::default()
     };
-    let events = MemoryEvents { oom_kill: stats.oom_kills, ..Default::default() };
+    let event = |name: &str| stats.memory_events.get(name).copied().unwrap_or_default();
+    let events = MemoryEvents {
+        low: event("low"),
+        high: event("high"),
+        max: event("max"),
+        oom: event("oom"),
+        oom_kill: stats.oom_kills,
+        ..Default::default()
+    };
     Metrics {
         pids: MessageField::some(PidsStat { current: stats.pids_current, limit: stats.pids_limit, ..Default::default() }),
         cpu: MessageField::some(cpu),
@@ -231,10 +259,13 @@ mod unit_tests {
             pids_current: 4,
             oom_kills: 5,
             memory_stat: HashMap::from([("inactive_file".to_owned(), 6), ("unknown".to_owned(), 7)]),
+            cpu_stat: HashMap::from([("nr_throttled".to_owned(), 8)]),
+            memory_events: HashMap::from([("high".to_owned(), 9)]),
             ..Default::default()
         };
         let metrics = metrics(&stats);
         assert_eq!((metrics.memory.usage, metrics.memory.usage_limit, metrics.memory.inactive_file), (1, 2, 6));
+        assert_eq!((metrics.cpu.nr_throttled, metrics.memory_events.high), (8, 9));
         assert_eq!((metrics.cpu.usage_usec, metrics.pids.current, metrics.memory_events.oom_kill), (3, 4, 5));
     }
 

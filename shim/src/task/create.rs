@@ -1,11 +1,12 @@
 //! `Create` and `Exec`: a container or a process is prepared. What fails half-way, or is given up by its caller, leaves nothing.
 
-use super::{Container, Process, Reservation, TaskError, Tasks, detached, guest_spec, image, image::Image};
+use super::{Container, Process, Reservation, TaskError, Tasks, detached, guest_spec, guest_spec::GuestSpec, image, image::Image};
 use crate::{
     bundle::{Bundle, Role},
     guest::Guest,
     hooks::Hooks,
     stdio::{Ends, Paths},
+    volumes::{self, Attached, Plan},
 };
 use containerd_shim_protos::{
     api::{CreateTaskRequest, ExecProcessRequest},
@@ -13,7 +14,7 @@ use containerd_shim_protos::{
 };
 use protobuf::MessageField;
 use protocol::{api, bounds};
-use runtime::{config::Config, sandbox::Configure};
+use runtime::{config::Config, sandbox::Configure, vmm::Disk};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
@@ -99,6 +100,23 @@ fn before_create(hooks: &Hooks) -> Configure {
     })
 }
 
+impl Tasks {
+    /// Boots a VM. What is left of it on an error is the caller's to remove.
+    pub(super) async fn boot(&self, config: &Config, spec: GuestSpec) -> Result<Arc<dyn Guest>, TaskError> {
+        if self.settings.address.is_empty() {
+            // CRI-O never runs `delete`: what a shim that was killed has left waits for the next one.
+            self.host.remove_orphans(config).await;
+        }
+        // The group's socket is ours, so whatever has this name is left from a shim that died (CRI-O never runs `delete`).
+        self.host.remove(config, &spec.sandbox.id).await.map_err(TaskError::Sandbox)?;
+        let guest = self.host.boot(config, spec.sandbox).await.map_err(TaskError::Sandbox)?;
+        for authority in spec.broker.iter().chain(&spec.destinations) {
+            guest.allow(authority);
+        }
+        Ok(guest)
+    }
+}
+
 /// Whether a client may go and another come: on a terminal, and in a pod, where containerd itself is the client and may restart.
 fn reattaches(role: &Role, paths: &Paths) -> bool {
     paths.terminal || *role != Role::Lone
@@ -122,6 +140,15 @@ impl Draft {
     async fn build(&mut self) -> Result<Container, TaskError> {
         let bundle = Bundle::read(Path::new(&self.request.bundle))?;
         let role = bundle.role()?;
+        // What cannot be had is said before a VM is booted for it.
+        let (mut plans, mut disks) = (Vec::new(), Vec::new());
+        if role != Role::Sandbox {
+            plans = volumes::plan(bundle.mounts())?;
+            for (volume, disk) in volumes::disks(&bundle, role == Role::Lone)? {
+                plans.push(Plan { volume, source: disk.path.clone() });
+                disks.push(disk);
+            }
+        }
         let paths = Paths {
             stdin: self.request.stdin.clone(),
             stdout: self.request.stdout.clone(),
@@ -132,15 +159,16 @@ impl Draft {
         hooks.check()?;
         let config = guest_spec::config(self.request.options.as_ref())?;
         let ends = Ends::open(&paths, reattaches(&role, &paths), &self.tasks.settings.namespace, &self.request.id).await?;
-        let guest = match &role {
-            Role::Sandbox => self.boot(&config, &bundle, &hooks).await?,
+        let (guest, volumes) = match &role {
+            Role::Sandbox => (self.boot(&config, &bundle, &hooks, disks).await?, Attached::default()),
             Role::Lone => {
                 // Side by side: containerd's answer costs nothing beside a boot, and a missing image ends the boot at once.
                 let tasks = self.tasks.clone();
                 let id = self.request.id.clone();
-                let (guest, image) = tokio::try_join!(self.boot(&config, &bundle, &hooks), image::find(&tasks.settings, &bundle, &id))?;
-                self.fill(&config, &bundle, &paths, &*guest, image).await?;
-                guest
+                let (guest, image) =
+                    tokio::try_join!(self.boot(&config, &bundle, &hooks, disks), image::find(&tasks.settings, &bundle, &id))?;
+                let volumes = self.fill(&config, &bundle, &paths, &guest, image, plans).await?;
+                (guest, volumes)
             }
             Role::Member(sandbox) => {
                 let guest = self.tasks.table().guest.clone().ok_or_else(|| TaskError::NoSandbox(sandbox.clone()))?;
@@ -148,46 +176,51 @@ impl Draft {
                 self.hooks = Some(hooks.clone());
                 hooks.before_create(guest.pid()).await?;
                 let image = image::find(&self.tasks.settings, &bundle, &self.request.id).await?;
-                self.fill(&config, &bundle, &paths, &*guest, image).await?;
-                guest
+                let volumes = self.fill(&config, &bundle, &paths, &guest, image, plans).await?;
+                (guest, volumes)
             }
         };
         let init = Process::new(&self.request.id, "", guest.pid(), paths, ends);
-        Ok(Container::new(&self.request.id, self.request.bundle.clone().into(), role, guest, hooks, init))
+        Ok(Container::new(&self.request.id, self.request.bundle.clone().into(), role, guest, hooks, volumes, init))
     }
 
-    async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks) -> Result<Arc<dyn Guest>, TaskError> {
-        if self.tasks.table().guest.is_some() {
+    async fn boot(&mut self, config: &Config, bundle: &Bundle, hooks: &Hooks, disks: Vec<Disk>) -> Result<Arc<dyn Guest>, TaskError> {
+        let taken = {
+            let table = self.tasks.table();
+            table.guest.is_some() || table.sandbox.is_some()
+        };
+        if taken {
             return Err(TaskError::SecondSandbox);
         }
-        let mut spec = guest_spec::build(&self.tasks.settings, config, bundle, &self.request.id)?;
-        if self.tasks.settings.address.is_empty() {
-            // CRI-O never runs `delete`: what a shim that was killed has left waits for the next one.
-            self.tasks.host.remove_orphans(config).await;
-        }
-        // The group's socket is ours, so whatever has this name is left from a shim that died (CRI-O never runs `delete`).
-        self.tasks.host.remove(config, &spec.sandbox.id).await.map_err(TaskError::Sandbox)?;
+        let mut spec = guest_spec::build(&self.tasks.settings, config, bundle.pod(&self.request.id)?)?;
         self.config = Some(config.clone());
         self.hooks = Some(hooks.clone());
         // A namespace that hooks are to fill has to be there before the VM, which takes its network from it.
         let fresh = bundle.wants_netns() && !hooks.is_empty();
         spec.sandbox.configure = fresh.then(|| before_create(hooks));
-        let guest = self.tasks.host.boot(config, spec.sandbox).await.map_err(TaskError::Sandbox)?;
+        spec.sandbox.disks = disks;
+        let guest = self.tasks.boot(config, spec).await?;
         self.guest = Some(guest.clone());
         if !fresh {
             hooks.before_create(guest.pid()).await?;
         }
-        if let Some(broker) = &spec.broker {
-            guest.allow(broker);
-        }
         Ok(guest)
     }
 
-    /// Has the guest make the container from its image.
-    async fn fill(&mut self, config: &Config, bundle: &Bundle, paths: &Paths, guest: &dyn Guest, image: Image) -> Result<(), TaskError> {
+    /// Has the guest make the container from its image and its volumes.
+    async fn fill(
+        &mut self,
+        config: &Config,
+        bundle: &Bundle,
+        paths: &Paths,
+        guest: &Arc<dyn Guest>,
+        image: Image,
+        plans: Vec<Plan>,
+    ) -> Result<Attached, TaskError> {
         for registry in image::registries(&image.name, &config.courier.plain_http) {
             guest.allow(&registry);
         }
+        guest.add_image(&image.name);
         if let Some(containerd) = image.containerd {
             guest.set_blobs(Arc::new(containerd));
         }
@@ -201,6 +234,7 @@ impl Draft {
             ..Default::default()
         };
         self.in_guest = true;
+        let volumes = Attached::attach(guest, &self.request.id, plans).await?;
         let agent = guest.agent();
         // A pull takes as long as it takes; the caller has a deadline of its own, and its end ends this.
         let answer = tokio::select! {
@@ -210,7 +244,7 @@ impl Draft {
         for stage in answer?.stages {
             log::info!(container = self.request.id, stage = stage.name, micros = stage.micros; "created");
         }
-        Ok(())
+        Ok(volumes)
     }
 
     /// The container is there from here on.

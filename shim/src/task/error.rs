@@ -1,7 +1,7 @@
 //! Why a request about a task was not done, with the code that containerd expects for it.
 
 use super::state::Illegal;
-use crate::{bundle::BundleError, hooks::HookError, stdio::StdioError};
+use crate::{bundle::BundleError, hooks::HookError, pod::PodError, stdio::StdioError, volumes::VolumeError};
 use thiserror::Error;
 use ttrpc::{Code, get_status};
 
@@ -35,6 +35,15 @@ pub enum TaskError {
     /// A second VM for one shim.
     #[error("this shim has a sandbox already; a container by itself needs a shim of its own")]
     SecondSandbox,
+    /// A pod that the Sandbox service does not know.
+    #[error("sandbox {0} not found")]
+    UnknownSandbox(String),
+    /// A pod's life has no such step.
+    #[error("sandbox {0} {1}")]
+    SandboxState(String, &'static str),
+    /// What no VM can be.
+    #[error(transparent)]
+    Pod(#[from] PodError),
     /// The request itself.
     #[error("{0}")]
     Invalid(String),
@@ -47,6 +56,9 @@ pub enum TaskError {
     /// A hook of the container's spec.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// What this runtime does not offer.
     #[error("{0} is not supported by the runtime cloister")]
     Unsupported(&'static str),
@@ -73,11 +85,14 @@ impl TaskError {
     /// The gRPC code.
     pub fn code(&self) -> Code {
         match self {
-            Self::NotCreated | Self::NoExec(_) | Self::Finished => Code::NOT_FOUND,
+            Self::NotCreated | Self::NoExec(_) | Self::Finished | Self::UnknownSandbox(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
-            Self::State(_) | Self::InitNotRunning(_) | Self::NoSandbox(_) | Self::SecondSandbox => Code::FAILED_PRECONDITION,
-            Self::Invalid(_) | Self::Bundle(_) | Self::Hook(HookError::Invalid { .. }) => Code::INVALID_ARGUMENT,
-            Self::Stdio(_) | Self::Sandbox(_) | Self::Hook(_) => Code::UNKNOWN,
+            Self::State(_) | Self::InitNotRunning(_) | Self::NoSandbox(_) | Self::SecondSandbox | Self::SandboxState(..) => {
+                Code::FAILED_PRECONDITION
+            }
+            Self::Invalid(_) | Self::Bundle(_) | Self::Pod(_) | Self::Hook(HookError::Invalid { .. }) => Code::INVALID_ARGUMENT,
+            Self::Volume(VolumeError::Refused { .. }) => Code::INVALID_ARGUMENT,
+            Self::Stdio(_) | Self::Volume(_) | Self::Sandbox(_) | Self::Hook(_) => Code::UNKNOWN,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::Agent { code, .. } => *code,
             Self::Silent(_) => Code::UNAVAILABLE,

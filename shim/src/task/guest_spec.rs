@@ -1,16 +1,11 @@
 //! What the VM of a container or pod is to be: from the bundle, the node's configuration and the owner's initdata.
 
 use super::{Settings, TaskError, image};
-use crate::bundle::Bundle;
-use policy::initdata::Initdata;
+use crate::pod::Pod;
+use policy::{ImageSettings, image_settings, initdata::Initdata};
 use protobuf::{CodedInputStream, well_known_types::any::Any};
 use runtime::{config::Config, sandbox::SandboxSpec};
 use std::path::PathBuf;
-
-/// Most memory of a VM, in MiB.
-const MAX_MEMORY_MIB: u64 = 1 << 20;
-/// Most virtual processors of a VM.
-const MAX_VCPUS: u32 = 256;
 
 /// What is to be booted, and whom the guest may reach beside its registries.
 #[derive(Debug)]
@@ -19,6 +14,8 @@ pub struct GuestSpec {
     pub sandbox: SandboxSpec,
     /// The broker of the initdata, as `host:port`.
     pub broker: Option<String>,
+    /// Proxies and mirrors of the initdata, as `host:port`.
+    pub destinations: Vec<String>,
 }
 
 /// The node's configuration: the file that the runtime options name (CRI-O's `runtime_config_path`), else the usual one.
@@ -51,37 +48,38 @@ fn config_path(options: &Any) -> Option<PathBuf> {
     path.filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// What the VM of this container is to be.
-pub fn build(settings: &Settings, config: &Config, bundle: &Bundle, container_id: &str) -> Result<GuestSpec, TaskError> {
-    let initdata = initdata(config, bundle)?;
+/// What the VM of this pod or container is to be.
+pub fn build(settings: &Settings, config: &Config, pod: Pod) -> Result<GuestSpec, TaskError> {
+    let (vcpus, memory_mib) = (pod.vcpus(config), pod.memory_mib(config));
+    let initdata = initdata(config, pod.initdata)?;
     let broker = match &initdata {
         Some((initdata, _)) => initdata.broker().map_err(|error| TaskError::Invalid(error.to_string()))?,
         None => None,
     };
-    let memory_mib = bundle.memory_limit().map(|bytes| {
-        let wanted = u64::from(config.guest.memory_mib) + bytes.div_ceil(1 << 20);
-        // Within its bound, it fits.
-        u32::try_from(wanted.min(MAX_MEMORY_MIB)).unwrap_or(u32::MAX)
-    });
-    let vcpus = bundle.cpu_limit().map(|limit| limit.max(config.guest.vcpus).min(MAX_VCPUS));
+    let settings_of_images = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata));
+    let settings_of_images = settings_of_images.map_err(|error| TaskError::Invalid(error.to_string()))?;
+    let destinations = image_settings::destinations(&settings_of_images).iter().filter_map(|url| image::broker(url)).collect();
     let sandbox = SandboxSpec {
         id: settings.group.sandbox_id(),
-        hostname: bundle.hostname(container_id),
-        netns: bundle.netns().map(PathBuf::from),
+        hostname: pod.hostname,
+        netns: pod.netns,
         configure: None,
         initdata_digest: initdata.as_ref().map(|(initdata, _)| initdata.digest().bytes().to_vec()).unwrap_or_default(),
         initdata: initdata.map(|(_, packed)| packed).unwrap_or_default(),
+        sysctls: pod.sysctls,
+        dns: pod.dns,
         vcpus,
         memory_mib,
+        disks: Vec::new(),
     };
-    Ok(GuestSpec { sandbox, broker: broker.and_then(|broker| image::broker(&broker.url)) })
+    Ok(GuestSpec { sandbox, broker: broker.and_then(|broker| image::broker(&broker.url)), destinations })
 }
 
 /// The owner's initdata, parsed and as it was packed: its digest is over the text, and the guest gets it unchanged. It is read here
 /// only so that a typing error is told before a VM is booted; the guest trusts none of this.
-fn initdata(config: &Config, bundle: &Bundle) -> Result<Option<(Initdata, Vec<u8>)>, TaskError> {
+fn initdata(config: &Config, annotation: Option<Vec<u8>>) -> Result<Option<(Initdata, Vec<u8>)>, TaskError> {
     let invalid = |error: &dyn std::fmt::Display| TaskError::Invalid(error.to_string());
-    if let Some(packed) = bundle.initdata()? {
+    if let Some(packed) = annotation {
         let (initdata, _) = Initdata::parse_gzip(&packed).map_err(|error| invalid(&error))?;
         return Ok(Some((initdata, packed)));
     }
@@ -94,7 +92,7 @@ fn initdata(config: &Config, bundle: &Bundle) -> Result<Option<(Initdata, Vec<u8
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::group::Group;
+    use crate::{bundle::Bundle, group::Group};
     use std::fs;
 
     const INITDATA: &str =
@@ -108,7 +106,7 @@ mod tests {
 
     fn spec(config: &Config, json: &str) -> Result<GuestSpec, TaskError> {
         let settings = Settings { namespace: "default".into(), address: String::new(), group: Group::new("", "default", "c") };
-        build(&settings, config, &bundle(json), "c")
+        build(&settings, config, bundle(json).pod("c")?)
     }
 
     #[test]
@@ -122,6 +120,17 @@ mod tests {
         assert_eq!((limited.memory_mib, limited.vcpus), (Some(512 + 2), Some(3)));
         let absurd = spec(&config, r#"{"linux":{"resources":{"memory":{"limit":9223372036854775807}}}}"#).unwrap();
         assert_eq!(absurd.sandbox.memory_mib, Some(1 << 20));
+    }
+
+    #[test]
+    fn the_way_to_the_owners_mirrors_and_proxies_is_opened() {
+        let text = format!(
+            "{INITDATA}\"cdh.toml\" = '''\n[image.image_pull_proxy]\nhttps_proxy = \"http://me:pass@proxy:3128\"\n\
+             [[image.registry_config.registry]]\nlocation = \"mirror.example/x\"\n'''\n"
+        );
+        let (initdata, _) = Initdata::parse_toml(&text).unwrap();
+        let json = format!(r#"{{"annotations":{{"dev.cloister.initdata":"{}"}}}}"#, initdata.to_annotation());
+        assert_eq!(spec(&Config::default(), &json).unwrap().destinations, ["proxy:3128", "mirror.example:443"]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The tasks of one shim: its containers, their processes, and what containerd may do to them.
 //!
 //! - [`state`]: the life of a process. - [`process`], [`container`]: what is known of each.
-//! - [`create`], [`run`], [`control`], [`remove`]: the verbs. - [`image`], [`guest_spec`]: what a VM is made from.
+//! - [`create`], [`run`], [`control`], [`remove`]: the verbs. - [`sandbox`]: those of the Sandbox service.
+//! - [`image`], [`guest_spec`]: what a VM is made from. - [`usage`]: what it costs.
 //!
 //! Questions (`State`, `Pids`, `Connect`) are answered from memory and never wait for the guest. Everything that changes
 //! something runs in a task of its own: the ttrpc server drops a handler at its deadline, and a change must not stop half-way.
@@ -15,13 +16,16 @@ mod image;
 mod process;
 mod remove;
 mod run;
+mod sandbox;
 mod state;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 pub use container::Container;
 pub use error::TaskError;
 pub use process::Process;
+pub use sandbox::Life;
 pub use state::{Exit, State};
 
 use crate::{
@@ -29,6 +33,7 @@ use crate::{
     group::Group,
     guest::{Guest, Host},
 };
+use sandbox::PodSandbox;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -59,6 +64,8 @@ enum Slot {
 struct Table {
     slots: BTreeMap<String, Slot>,
     guest: Option<Arc<dyn Guest>>,
+    /// The pod that the Sandbox service was asked for.
+    sandbox: Option<Arc<PodSandbox>>,
 }
 
 /// All tasks of this shim.
@@ -67,7 +74,7 @@ pub struct Tasks {
     host: Box<dyn Host>,
     events: Events,
     table: Mutex<Table>,
-    /// Number of places taken.
+    /// Number of places taken, and of pods.
     taken: watch::Sender<usize>,
     shutdown: Notify,
 }
@@ -84,7 +91,7 @@ impl Tasks {
         self.shutdown.notified().await;
     }
 
-    /// Number of containers, with those that are being made.
+    /// Number of containers and pods, with those that are being made.
     pub fn watch_count(&self) -> watch::Receiver<usize> {
         self.taken.subscribe()
     }
@@ -97,9 +104,10 @@ impl Tasks {
         }
     }
 
-    /// `Shutdown`: the end, if no container is left.
+    /// `Shutdown`: the end, if nothing is left. containerd says it after every task; the pod of the Sandbox service has an end of its own.
     pub fn shut_down(&self) {
-        if self.table().slots.is_empty() {
+        let table = self.table();
+        if table.slots.is_empty() && table.sandbox.is_none() {
             self.shutdown.notify_one();
         }
     }
@@ -134,14 +142,18 @@ impl Tasks {
             return Err(TaskError::Invalid(format!("a shim serves at most {MAX_CONTAINERS} containers")));
         }
         table.slots.insert(id.to_owned(), Slot::Creating);
-        self.taken.send_replace(table.slots.len());
+        self.count(&table);
         Ok(Reservation { tasks: self.clone(), id: id.to_owned(), kept: false })
     }
 
     fn forget(&self, id: &str) {
         let mut table = self.table();
         table.slots.remove(id);
-        self.taken.send_replace(table.slots.len());
+        self.count(&table);
+    }
+
+    fn count(&self, table: &Table) {
+        self.taken.send_replace(table.slots.len() + usize::from(table.sandbox.is_some()));
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

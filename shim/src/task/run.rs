@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 /// How long the agent may take to run what is prepared.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the rest of a container or pod may take to end after its first process.
 const REST_TIMEOUT: Duration = Duration::from_secs(10);
 /// SIGKILL, as requests have it.
@@ -78,6 +78,7 @@ impl Tasks {
         process.io().unread = Some(bridge);
         if process.exec_id.is_empty() {
             self.end_all(container.list_execs()).await;
+            container.volumes.bring_back(&*container.guest, &container.id).await;
         }
         self.report_exit(&process, exit);
     }
@@ -122,7 +123,7 @@ impl Tasks {
     }
 
     /// Waits until all of these have ended; what has not by then is reported as killed.
-    async fn end_all(&self, processes: Vec<Arc<Process>>) {
+    pub(super) async fn end_all(&self, processes: Vec<Arc<Process>>) {
         let all = async {
             for process in processes.iter().filter(|process| process.state().is_alive()) {
                 process.wait().await;

@@ -1,42 +1,61 @@
 //! `cloister image encrypt`: an image that only an attested guest can read.
 
 use super::release::Release;
-use crate::{commands::broker::Access, input, output};
-use anyhow::{Context, Result};
+use crate::{
+    commands::broker::Access,
+    input, output,
+    places::{Parts, Place, RegistryArgs},
+};
+use anyhow::{Context, Result, bail};
 use attestation::ResourceUri;
 use image::{
     encrypt::encrypt_image,
-    layout::{Layout, parse_name},
-    ocicrypt::Kek,
+    ocicrypt::{Kek, Recipient, jwe::PublicKey},
 };
 use key_broker::{AdminClient, Rule};
 use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Longest key file, in bytes.
+const MAX_KEY: u64 = 16 << 10;
 
 /// Encrypt an image, and give its key to the broker with the rule under which it may leave
 ///
-/// Each layer is encrypted with a key of its own; those are wrapped with one new key, which goes to the broker and nowhere else.
+/// Each layer is encrypted with a key of its own; those are wrapped with one new key, which goes to the broker and nowhere else, and for each
+/// --recipient besides.
 ///
-///   skopeo copy docker://registry.example/app:1 oci:app:plain
-///   cloister image encrypt oci:app:plain oci:app:encrypted \
+///   cloister image encrypt docker://registry.example/app:1 docker://registry.example/app:encrypted \
 ///       --broker http://127.0.0.1:8090 --admin-key admin.key --key kbs:///default/key/app \
 ///       --launch-measurement @/usr/lib/cloister/guest.json --init-data initdata.toml
-///   skopeo copy oci:app:encrypted docker://registry.example/app:encrypted
+///
+/// Without --key, for the holders of private keys alone, such as `skopeo copy --decryption-key`:
+///
+///   cloister image encrypt oci:app:plain oci-archive:app.tar:encrypted --recipient jwe:public.pem
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// The plain image: oci:DIR:TAG
+    /// The plain image: docker://REGISTRY/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE
     #[arg(value_name = "SOURCE")]
-    source: String,
-    /// Where the encrypted image goes: oci:DIR:TAG; may be the same directory
+    source: Place,
+    /// Where the encrypted image goes; oci:DIR may be the same directory
     #[arg(value_name = "DESTINATION")]
-    destination: String,
-    #[command(flatten)]
-    access: Access,
+    destination: Place,
     /// Name of the key at the broker: kbs:///repository/type/tag. A key of that name is replaced
-    #[arg(long, value_name = "RESOURCE")]
-    key: ResourceUri,
+    #[arg(long, value_name = "RESOURCE", required_unless_present = "recipient", requires = "admin_key")]
+    key: Option<ResourceUri>,
+    /// URL of the key broker
+    #[arg(long, env = "CLOISTER_BROKER", default_value = "http://127.0.0.1:8090", value_name = "URL")]
+    broker: String,
+    /// File of the broker's administrator's key
+    #[arg(long, env = "CLOISTER_ADMIN_KEY", value_name = "FILE")]
+    admin_key: Option<PathBuf>,
     #[command(flatten)]
     release: Release,
+    /// Encrypt for the holder of a private key too: jwe: and the file of the public key (PEM; RSA, or EC on P-256); may be repeated
+    #[arg(long, value_name = "jwe:FILE")]
+    recipient: Vec<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -48,33 +67,74 @@ struct Outcome {
     destination: String,
     /// Digest of the new manifest.
     digest: String,
-    key: ResourceUri,
+    /// The broker's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<ResourceUri>,
     /// The release rule, as the broker has it.
-    rule: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    /// Whom it is encrypted for besides.
+    recipients: Vec<String>,
+}
+
+/// A key that is to be the broker's.
+struct ForBroker<'a> {
+    client: AdminClient,
+    key: &'a ResourceUri,
+    kek: Kek,
+    rule: Rule,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     // What can be wrong with the command line, before anything is written.
-    let rule = args.release.rule()?;
-    let client = args.access.client()?;
-    let (source, source_tag) = parse_name(&args.source)?;
-    let (target, target_tag) = parse_name(&args.destination)?;
-    let target_tag = target_tag.with_context(|| format!("{}: the destination needs a tag, oci:DIR:TAG", args.destination))?;
-    let source = Layout::open(&source)?;
-    let target = Layout::create(&target)?;
+    let broker = for_broker(args)?;
+    let recipients: Vec<PublicKey> = args.recipient.iter().map(|recipient| public_key(recipient)).collect::<Result<_>>()?;
+    let digest = input::block_on(async {
+        let encrypt = encrypt(args, broker.as_ref(), &recipients);
+        match &broker {
+            Some(broker) => encrypt_then_store(&broker.client, broker.key, &broker.kek, &broker.rule, encrypt).await,
+            None => encrypt.await.context("encrypt the image"),
+        }
+    })?;
+    let (key, rule) = broker.map(|broker| (broker.key.clone(), broker.rule.text().to_owned())).unzip();
+    report(args, Outcome { destination: args.destination.to_string(), digest, key, rule, recipients: args.recipient.clone() })
+}
 
-    let kek = Kek::generate()?;
-    let encrypt = || {
-        let progress = output::bytes_progress(0).with_message("encrypting layers");
-        let image = encrypt_image(&source, source_tag.as_deref(), &target, &target_tag, (&args.key.to_string(), &kek), |state| {
+fn for_broker(args: &Args) -> Result<Option<ForBroker<'_>>> {
+    let (Some(key), Some(admin_key)) = (&args.key, &args.admin_key) else {
+        if args.key.is_some() {
+            bail!("--key needs --admin-key, the file of the broker's administrator's key");
+        }
+        return Ok(None);
+    };
+    let access = Access { broker: args.broker.clone(), admin_key: admin_key.clone(), broker_cert: None };
+    Ok(Some(ForBroker { rule: args.release.rule()?, client: access.client()?, key, kek: Kek::generate()? }))
+}
+
+fn public_key(recipient: &str) -> Result<PublicKey> {
+    let Some(file) = recipient.strip_prefix("jwe:") else { bail!("--recipient {recipient}: want jwe: and the file of a public key") };
+    PublicKey::from_pem(&input::read(Path::new(file), MAX_KEY)?).with_context(|| file.to_owned())
+}
+
+/// From place to place; gives the new manifest's digest.
+async fn encrypt(args: &Args, broker: Option<&ForBroker<'_>>, public_keys: &[PublicKey]) -> Result<String> {
+    let source = args.source.fetch(&args.registry, Parts::All).await?;
+    let (target, tag) = args.destination.begin()?;
+    let kid = broker.map(|broker| broker.key.to_string());
+    let mut recipients: Vec<Recipient<'_>> = Vec::new();
+    recipients.extend(broker.zip(kid.as_deref()).map(|(broker, kid)| Recipient::Broker(kid, &broker.kek)));
+    recipients.extend(public_keys.iter().map(Recipient::Jwe));
+    let progress = output::bytes_progress(0).with_message("encrypting layers");
+    let image = tokio::task::block_in_place(|| {
+        encrypt_image(&source.layout, source.tag.as_deref(), &target.layout, &tag, &recipients, |state| {
             progress.set_length(state.total);
             progress.set_position(state.done);
-        });
-        progress.finish_and_clear();
-        Ok(image?.digest.to_string())
-    };
-    let digest = input::block_on(encrypt_then_store(&client, &args.key, &kek, &rule, encrypt))?;
-    report(args, Outcome { destination: args.destination.clone(), digest, key: args.key.clone(), rule: rule.text().to_owned() })
+        })
+    });
+    progress.finish_and_clear();
+    let digest = image.with_context(|| args.source.to_string())?.digest.to_string();
+    args.destination.store(&target, &args.registry).await.with_context(|| args.destination.to_string())?;
+    Ok(digest)
 }
 
 /// The key last: it may replace that of an earlier image, which must not be lost for one that could not be encrypted. Whether the
@@ -84,10 +144,10 @@ async fn encrypt_then_store(
     key: &ResourceUri,
     kek: &Kek,
     rule: &Rule,
-    encrypt: impl FnOnce() -> Result<String>,
+    encrypt: impl Future<Output = Result<String>>,
 ) -> Result<String> {
     client.list().await?;
-    let digest = encrypt().context("encrypt the image")?;
+    let digest = encrypt.await.context("encrypt the image")?;
     let stored = client.put_resource(key, kek.as_bytes(), rule).await;
     stored.context("the image is encrypted, but its key is not at the broker: nobody can read it; run the command again")?;
     Ok(digest)
@@ -97,19 +157,17 @@ fn report(args: &Args, outcome: Outcome) -> Result<()> {
     if args.json {
         return output::json(&outcome);
     }
-    let rule: Vec<&str> = outcome.rule.lines().filter(|line| !line.trim().is_empty()).collect();
-    let mut rows = vec![
-        vec!["image".to_owned(), format!("{} {}", outcome.destination, outcome.digest)],
-        vec!["key".to_owned(), format!("{} at {}", outcome.key, args.access.broker)],
-    ];
-    rows.extend(rule.iter().map(|line| vec!["released to".to_owned(), (*line).to_owned()]));
+    let mut rows = vec![vec!["image".to_owned(), format!("{} {}", outcome.destination, outcome.digest)]];
+    rows.extend(outcome.key.map(|key| vec!["key".to_owned(), format!("{key} at {}", args.broker)]));
+    let rule = outcome.rule.unwrap_or_default();
+    rows.extend(rule.lines().filter(|line| !line.trim().is_empty()).map(|line| vec!["released to".to_owned(), line.to_owned()]));
+    rows.extend(outcome.recipients.into_iter().map(|recipient| vec!["encrypted for".to_owned(), recipient]));
     output::table(&rows)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::bail;
     use key_broker::{AdminToken, Broker, BrokerConfig};
     use std::sync::Arc;
     use transport::{HttpClient, TcpDialer};
@@ -132,8 +190,8 @@ mod tests {
             let serving = broker.clone();
             tokio::spawn(async move { serving.serve(listener, std::future::pending()).await });
             let client = AdminClient::new(HttpClient::new(Arc::new(TcpDialer), None)?, &url, token);
-            encrypt_then_store(&client, &uri, &first, &rule, || Ok("digest".into())).await?;
-            let failed = encrypt_then_store(&client, &uri, &second, &rule, || bail!("damaged")).await;
+            encrypt_then_store(&client, &uri, &first, &rule, async { Ok("digest".into()) }).await?;
+            let failed = encrypt_then_store(&client, &uri, &second, &rule, async { bail!("damaged") }).await;
             assert!(failed.is_err());
             Ok(broker.store().secret(&uri)?)
         });
@@ -142,7 +200,7 @@ mod tests {
         // Nothing is encrypted for a broker that is not there, or is not ours.
         let stranger =
             AdminClient::new(HttpClient::new(Arc::new(TcpDialer), None).unwrap(), "http://127.0.0.1:1", AdminToken::generate().unwrap());
-        let error = input::block_on(encrypt_then_store(&stranger, &uri, &second, &rule, || panic!("encrypted"))).unwrap_err();
+        let error = input::block_on(encrypt_then_store(&stranger, &uri, &second, &rule, async { panic!("encrypted") })).unwrap_err();
         assert!(error.to_string().contains("http://127.0.0.1:1"), "{error}");
     }
 }

@@ -1,20 +1,24 @@
 //! `cloister image inspect`.
 
-use crate::output;
+use crate::{
+    input, output,
+    places::{Parts, Place, RegistryArgs},
+};
 use anyhow::{Context, Result};
 use image::{
     encrypt::key_ids,
-    layout::{Layout, parse_name},
-    plan::plan_layers,
+    plan::{Mixed, plan_layers},
 };
 use serde::Serialize;
 
-/// Show an image of an OCI layout: its layers, how each is encrypted and with which key
+/// Show an image: its layers, how each is encrypted and for whom
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// oci:DIR:TAG, as skopeo writes it
+    /// docker://REGISTRY/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE
     #[arg(value_name = "IMAGE")]
-    image: String,
+    image: Place,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -25,7 +29,7 @@ struct Description {
     digest: String,
     arguments: Vec<String>,
     user: String,
-    /// Names of the keys that the layers are wrapped for.
+    /// Whom the layers are encrypted for: names of the broker's keys, and `jwe`.
     keys: Vec<String>,
     layers: Vec<LayerDescription>,
 }
@@ -40,7 +44,7 @@ struct LayerDescription {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let description = describe(&args.image).with_context(|| args.image.clone())?;
+    let description = input::block_on(describe(args)).with_context(|| args.image.to_string())?;
     if args.json {
         return output::json(&description);
     }
@@ -58,9 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     output::table(&rows)
 }
 
-fn describe(name: &str) -> Result<Description> {
-    let (path, tag) = parse_name(name)?;
-    let image = Layout::open(&path)?.image(tag.as_deref())?;
+async fn describe(args: &Args) -> Result<Description> {
+    let local = args.image.fetch(&args.registry, Parts::Documents).await?;
+    let image = local.layout.image(local.tag.as_deref())?;
     let layer = |plan: image::LayerPlan| LayerDescription {
         digest: plan.descriptor.digest.to_string(),
         media_type: plan.descriptor.media_type,
@@ -73,6 +77,6 @@ fn describe(name: &str) -> Result<Description> {
         arguments: image.config.arguments(),
         user: image.config.config.user.clone(),
         keys: key_ids(&image.manifest, &image.config)?,
-        layers: plan_layers(&image.manifest, &image.config)?.into_iter().map(layer).collect(),
+        layers: plan_layers(&image.manifest, &image.config, Mixed::Allowed)?.into_iter().map(layer).collect(),
     })
 }

@@ -3,31 +3,20 @@
 //! See `snapshotter` for why the snapshotter alone cannot.
 
 use crate::{
-    input, output,
+    containerd_image, input, output,
     snapshotter::{LABEL_TARGET, messages as pb},
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use http::uri::PathAndQuery;
-use image::{
-    config::ImageConfig,
-    digest::Digest,
-    manifest::{Document, Manifest, parse_document, parse_manifest},
-};
+use image::digest::Digest;
 use protobuf::MessageField;
-use runtime::{
-    containerd::{Client, ContainerdError, ImageTarget},
-    courier::BlobSource,
-};
+use runtime::containerd::{Client, ContainerdError};
 use std::{
     collections::HashMap,
     path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
-use tokio::io::AsyncReadExt;
 use tonic::Code;
-
-/// Longest manifest or config, in bytes: what registries accept.
-const MAX_DOCUMENT: u64 = 4 << 20;
 
 const SNAPSHOTS: &str = "/containerd.services.snapshots.v1.Snapshots/";
 const CONTENT_UPDATE: &str = "/containerd.services.content.v1.Content/Update";
@@ -67,9 +56,8 @@ async fn prepare(args: &Args) -> Result<usize> {
     let Some(target) = client.image(&args.image).await? else {
         bail!("containerd's namespace {:?} has no such image: fetch it with `ctr content fetch`", args.namespace);
     };
-    let manifest = read_manifest(&client, &target).await?;
-    let config = ImageConfig::parse(&read_blob(&client, &manifest.config.digest.to_string()).await?)?;
-    let chain = chain_ids(&config.rootfs.diff_ids);
+    let (manifest, config) = containerd_image::read(&client, &target).await?;
+    let chain = containerd_image::chain_ids(&config.rootfs.diff_ids);
     let (Some(lowest), Some(top)) = (chain.first(), chain.last()) else { bail!("the image has no layers") };
     // Before anything is changed: whether this snapshotter answers at all, and is ours.
     announce(&client, &args.snapshotter, "", lowest).await?;
@@ -81,40 +69,6 @@ async fn prepare(args: &Args) -> Result<usize> {
         parent.clone_from(id);
     }
     Ok(chain.len())
-}
-
-async fn read_manifest(client: &Client, target: &ImageTarget) -> Result<Manifest> {
-    let bytes = read_blob(client, &target.digest).await?;
-    match parse_document(&bytes, Some(&target.media_type))? {
-        Document::Manifest(manifest) => Ok(manifest),
-        Document::Index(index) => {
-            let ours = index.select()?;
-            Ok(parse_manifest(&read_blob(client, &ours.digest.to_string()).await?, Some(&ours.media_type))?)
-        }
-    }
-}
-
-async fn read_blob(client: &Client, digest: &str) -> Result<Vec<u8>> {
-    let opened = client.open(digest).await.with_context(|| digest.to_owned())?;
-    let Some((size, reader)) = opened else { bail!("{digest} is not in containerd's content store: fetch the image anew") };
-    ensure!(size <= MAX_DOCUMENT, "{digest}: longer than {MAX_DOCUMENT} bytes");
-    let mut bytes = Vec::new();
-    reader.take(MAX_DOCUMENT).read_to_end(&mut bytes).await.with_context(|| digest.to_owned())?;
-    digest.parse::<Digest>()?.check(&bytes)?;
-    Ok(bytes)
-}
-
-/// OCI image specification, config.md, "Layer ChainID".
-fn chain_ids(diff_ids: &[Digest]) -> Vec<String> {
-    let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
-    for diff_id in diff_ids {
-        let id = match chain.last() {
-            None => diff_id.to_string(),
-            Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()).to_string(),
-        };
-        chain.push(id);
-    }
-    chain
 }
 
 /// The label by which an image keeps its snapshots from containerd's garbage collector; clients put it on the config too.
@@ -157,20 +111,4 @@ async fn announce(client: &Client, snapshotter: &str, parent: &str, chain_id: &s
 fn extraction_key(chain_id: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     format!("extract-{now}-{} {chain_id}", std::process::id())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chain_ids_are_those_of_the_specification() {
-        let diff_ids: Vec<Digest> = [b"a", b"b", b"c"].map(|text| Digest::of(text)).to_vec();
-        let chain = chain_ids(&diff_ids);
-        assert_eq!(chain[0], diff_ids[0].to_string());
-        // printf 'sha256:%s sha256:%s' $(printf a | sha256sum | cut -c-64) $(printf b | sha256sum | cut -c-64) | sha256sum
-        assert_eq!(chain[1], "sha256:51c0c8ace48498d6f5fee6b0592cc06f2da0f3cbe09c5a34a97dce85c3889676");
-        assert_eq!(chain[2], Digest::of(format!("{} {}", chain[1], diff_ids[2]).as_bytes()).to_string());
-        assert!(chain_ids(&[]).is_empty());
-    }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Release {
     /// The release rule (TOML: tee, launch_measurement, init_data)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["launch_measurement", "init_data", "tee"], required_unless_present_all = ["launch_measurement", "init_data"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["launch_measurement", "init_data", "tee"])]
     rule: Option<PathBuf>,
     /// Release to guests with this launch measurement: hex, or @ and the guest.json of a guest
     #[arg(long, value_name = "HEX|@FILE", requires = "init_data")]
@@ -35,7 +35,7 @@ impl Release {
                 let init_data = init_data_digest(init_data).context("--init-data")?;
                 Ok(Rule::exactly(self.tee, &measurement, &init_data)?)
             }
-            _ => anyhow::bail!("wanted --rule, or --launch-measurement and --init-data"),
+            _ => anyhow::bail!("to whom is the key to be released? Give --rule, or --launch-measurement and --init-data"),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::{
         bundle::Bundle,
         derive::{self, Accounts, ImageProcess},
         host_spec::HostSpec,
+        pod::Shared,
     },
     secrets::Opened,
 };
@@ -108,8 +109,18 @@ fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<
     let derived = derive::derive(&process, &host, &accounts, "pod").map_err(|e| e.to_string())?;
     let wanted = derived.wanted(image.clone(), stdio);
     Ledger::new(policy.clone()).admit(&wanted).map_err(|e| e.to_string())?;
-    let bundle =
-        Bundle { name: "c1", host: &host, process: &derived, secrets: &Opened::default(), hostname: "pod", open: policy.is_open() };
+    let (binds, shared) = (host.mounts.binds(None).map_err(|e| e.to_string())?, Shared::default());
+    let bundle = Bundle {
+        name: "c1",
+        host: &host,
+        process: &derived,
+        secrets: &Opened::default(),
+        hostname: "pod",
+        binds: &binds,
+        devices: &[],
+        open: policy.is_open(),
+        shared: &shared,
+    };
     let spec = bundle.spec(std::path::Path::new("/rootfs")).map_err(|e| e.to_string())?;
     serde_json::to_value(&spec).map(|value| without_limits(value).to_string()).map_err(|e| e.to_string())
 }

@@ -14,9 +14,10 @@ use containerd_shim_protos::{
 use protobuf::well_known_types::empty::Empty;
 use protocol::{
     api,
-    line::LineError,
+    line::{self, LineError},
     service::{Agent, AgentClient, create_agent},
     stream::{Kind, StreamId},
+    volume::{Entry, VolumeId},
 };
 use runtime::{config::Config, courier::BlobSource, sandbox::SandboxSpec};
 use std::{
@@ -26,7 +27,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt, net::UnixStream, sync::watch};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::watch,
+};
 use ttrpc::{
     Code,
     asynchronous::{Client, Server, TtrpcContext, transport::Listener, transport::Socket},
@@ -52,6 +57,8 @@ pub struct Script {
     pub refuse: Mutex<HashMap<&'static str, &'static str>>,
     /// Methods that never answer.
     pub hang: Mutex<Vec<&'static str>>,
+    /// What was copied, a line for each copy.
+    pub copies: Mutex<Vec<String>>,
     /// Boots and stops of VMs.
     pub machines: Mutex<Vec<String>>,
     exits: Mutex<HashMap<String, watch::Sender<Ended>>>,
@@ -84,6 +91,17 @@ impl Agent for FakeAgent {
     async fn create_container(&self, _: &TtrpcContext, r: api::CreateContainerRequest) -> ttrpc::Result<api::CreateContainerResponse> {
         self.0.called("create", &r.container_id, "").await?;
         Ok(api::CreateContainerResponse::new())
+    }
+
+    async fn prepare_volumes(&self, _: &TtrpcContext, r: api::PrepareVolumesRequest) -> ttrpc::Result<api::PrepareVolumesResponse> {
+        self.0.called("volumes", &r.container_id, "").await?;
+        let copied = (0u32..).zip(&r.volumes).filter(|(_, volume)| volume.kind == api::VolumeKind::COPY.into());
+        Ok(api::PrepareVolumesResponse { wanted: copied.map(|(number, _)| number).collect(), ..Default::default() })
+    }
+
+    async fn read_volume(&self, _: &TtrpcContext, r: api::ReadVolumeRequest) -> ttrpc::Result<api::ReadVolumeResponse> {
+        self.0.called("read", &r.container_id, &r.number.to_string()).await?;
+        Ok(api::ReadVolumeResponse { content: b"last words".to_vec(), ..Default::default() })
     }
 
     async fn exec_process(&self, _: &TtrpcContext, r: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
@@ -127,6 +145,11 @@ impl Agent for FakeAgent {
         Ok(api::Empty::new())
     }
 
+    async fn guest_info(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestInfoResponse> {
+        self.0.called("info", "", "").await?;
+        Ok(api::GuestInfoResponse::new())
+    }
+
     async fn resume_container(&self, _: &TtrpcContext, r: api::ContainerRequest) -> ttrpc::Result<api::Empty> {
         self.0.called("resume", &r.container_id, "").await?;
         Ok(api::Empty::new())
@@ -161,9 +184,35 @@ impl Guest for FakeGuest {
         Ok(Box::new(ours))
     }
 
+    async fn volume(&self, id: &VolumeId) -> Result<Box<dyn Duplex>, LineError> {
+        self.script.called("volume", &id.container_id, &id.number.to_string()).await.map_err(|e| LineError::Refused(e.to_string()))?;
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let script = self.script.clone();
+        tokio::spawn(async move {
+            let mut names = Vec::new();
+            loop {
+                match Entry::read(&mut theirs).await.unwrap() {
+                    Entry::End => break,
+                    Entry::File(at, size) => {
+                        tokio::io::copy(&mut (&mut theirs).take(size), &mut tokio::io::sink()).await.unwrap();
+                        names.push(at.path);
+                    }
+                    Entry::Directory(at) => names.push(at.path + "/"),
+                    Entry::Link(path, target) => names.push(format!("{path}@{target}")),
+                }
+            }
+            names.sort();
+            script.copies.lock().unwrap().push(names.join(" "));
+            line::accept(&mut theirs).await.unwrap();
+        });
+        Ok(Box::new(ours))
+    }
+
     fn allow(&self, authority: &str) {
         self.script.machines.lock().unwrap().push(format!("allow {authority}"));
     }
+
+    fn add_image(&self, _: &str) {}
 
     fn set_blobs(&self, _: Arc<dyn BlobSource>) {}
 

@@ -240,3 +240,50 @@ async fn without_a_terminal_or_an_input_there_is_none_to_change() {
     }
     assert_eq!(code(bench.tasks.close_io("c", "x", true)), Code::NOT_FOUND);
 }
+
+#[tokio::test]
+async fn volumes_are_copied_in_refreshed_and_the_last_words_taken_out() {
+    let bench = Bench::new().await;
+    let request = bench.lone("c");
+    let host = bench.bundle("c").join("host");
+    let (conf, log) = (host.join("volumes/kubernetes.io~configmap/conf"), host.join("pods/u/containers/app/1a2b"));
+    for directory in [conf.join("..1"), conf.join("..2"), log.parent().unwrap().to_owned()] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    std::fs::write(conf.join("..1/key"), "v").unwrap();
+    std::fs::write(&log, "").unwrap();
+    std::os::unix::fs::symlink("..1", conf.join("..data")).unwrap();
+    let mounts = serde_json::json!([
+        {"destination": "/etc/conf", "type": "bind", "source": conf, "options": ["rbind", "ro"]},
+        {"destination": "/dev/termination-log", "type": "bind", "source": log, "options": ["rbind", "rw"]},
+    ]);
+    let annotation = r#""io.kubernetes.cri.image-name":"127.0.0.1:5000/demo:1""#;
+    let spec = format!("{{\"annotations\":{{{annotation}}},\"mounts\":{mounts}}}");
+    std::fs::write(bench.bundle("c").join("config.json"), spec).unwrap();
+    bench.tasks.create(request).await.unwrap();
+    assert_eq!(bench.calls(), ["volumes c/", "volume c/0", "volume c/1", "create c/"]);
+    assert_eq!(*bench.script.copies.lock().unwrap(), ["..1/ ..1/key ..2/ ..data@..1 /", ""]);
+    std::os::unix::fs::symlink("..2", conf.join("..new")).unwrap();
+    std::fs::rename(conf.join("..new"), conf.join("..data")).unwrap();
+    let refreshed = async {
+        while bench.script.copies.lock().unwrap().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), refreshed).await.unwrap();
+    bench.tasks.start("c", "").await.unwrap();
+    bench.script.end("c", "", 1, false);
+    bench.tasks.process("c", "").unwrap().wait().await;
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "last words");
+}
+
+#[tokio::test]
+async fn a_mount_that_cannot_be_is_refused_before_a_vm_is_booted() {
+    let bench = Bench::new().await;
+    let request = bench.lone("c");
+    let mount = serde_json::json!([{"destination": "/data", "type": "bind", "source": bench.bundle("c"), "options": ["rbind"]}]);
+    std::fs::write(bench.bundle("c").join("config.json"), format!("{{\"mounts\":{mount}}}")).unwrap();
+    let refused = bench.tasks.create(request).await.unwrap_err();
+    assert!(refused.to_string().contains("read-only") && refused.code() == Code::INVALID_ARGUMENT, "{refused}");
+    assert_eq!(bench.machines(), Vec::<String>::new());
+}

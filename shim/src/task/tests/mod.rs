@@ -4,6 +4,7 @@ mod fake;
 mod hooks;
 mod lone;
 mod pod;
+mod sandbox;
 
 use super::TaskError;
 use containerd_shim_protos::api::ExecProcessRequest;

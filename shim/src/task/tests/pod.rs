@@ -73,3 +73,36 @@ async fn a_pod_that_never_ran_can_be_ended() {
     bench.tasks.delete("c", "").await.unwrap();
     assert_eq!(bench.topics().await, ["create", "exit", "delete"]);
 }
+
+/// containerd ends a pod by ending its containers: one that cannot be killed would keep the pod for ever.
+#[tokio::test]
+async fn a_pod_whose_guest_hangs_is_asked_killed_and_forgotten() {
+    let bench = pod().await;
+    let tasks = &bench.tasks;
+    tasks.create(bench.member("m")).await.unwrap();
+    tasks.start("m", "").await.unwrap();
+    bench.script.hang.lock().unwrap().extend(["signal", "info", "delete"]);
+    let member = tasks.process("m", "").unwrap();
+    assert!(member.state().is_alive());
+    // A wait whose caller has a deadline: dropped, and nothing of it is left.
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(50), member.wait()).await.is_err());
+    assert_eq!(code(tasks.kill("m", "", 15, false).await), Code::UNAVAILABLE);
+    tasks.kill("m", "", 9, false).await.unwrap();
+    assert_eq!(member.wait().await.status, KILLED);
+    assert_eq!(tasks.process("c", "").unwrap().wait().await.status, KILLED);
+    for id in ["m", "c"] {
+        tasks.delete(id, "").await.unwrap();
+    }
+    tasks.shut_down();
+    tasks.asked_to_end().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_is_only_slow_is_not_ended_for_it() {
+    let bench = pod().await;
+    bench.tasks.create(bench.member("m")).await.unwrap();
+    bench.tasks.start("m", "").await.unwrap();
+    bench.script.hang.lock().unwrap().push("signal");
+    assert_eq!(code(bench.tasks.kill("m", "", 9, false).await), Code::UNAVAILABLE);
+    assert!(!bench.machines().contains(&"stop".to_owned()));
+}

@@ -91,7 +91,7 @@ pub fn annotation(initdata: &Path) -> Result<String> {
 /// Encrypts the image with `cloister image encrypt`, whose progress goes to the terminal.
 pub fn encrypt(story: &Story, bed: &Bed, plain: &Layout, initdata: &Path) -> Result<Layout> {
     let encrypted = Layout { directory: bed.base().join("encrypted") };
-    let release = Release { key: KEY, initdata, launch_measurement: None };
+    let release = Release { key: KEY, initdata, tee: "sample", launch_measurement: None };
     story.command(&format!("cloister image encrypt oci:recipe:1 oci:encrypted:1 --key {KEY} --init-data initdata.toml …"));
     let mut command = bed.broker.encrypt_command(plain, &encrypted, "1", &release)?;
     let status = command.stdin(Stdio::null()).status().context("starting cloister image encrypt")?;

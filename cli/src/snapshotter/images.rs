@@ -1,0 +1,216 @@
+//! What the images of containerd's content store say of a chain of layers: who its containers run as, and whether its layers are encrypted.
+//!
+//! **Users by name.** Before a container starts, containerd looks the name that its image runs as up in `/etc/passwd` and `/etc/group` of
+//! the container's root file system on the host, where the layers are not: without a file it refuses to start the container. So those two
+//! files are put there, with the names that images of this chain have in their configs, and with a number that means "whom the image says"
+//! ([`runtime::IMAGE_USER`]). The guest takes the user from the image's own verified config and its own `/etc/passwd`; nothing here decides
+//! anything. A name that no image has (`runAsUserName` of a pod) is refused by containerd as before.
+//!
+//! **Plain layers.** CRI of containerd 1.6 has one snapshotter for all runtimes. Where it is this one, the layers of plain images have to be
+//! unpacked for the others; those of encrypted images cannot be.
+
+use crate::containerd_image::{chain_ids, read_blob};
+use anyhow::Result;
+use image::{
+    config::ImageConfig,
+    manifest::parse_manifest,
+    plan::{Mixed, plan_layers},
+};
+use runtime::{IMAGE_USER, containerd::Client};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::timeout,
+};
+
+/// How long containerd may take to say which images there are: it waits for our answer meanwhile.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Most images of a namespace that are looked at.
+const MAX_IMAGES: usize = 10_000;
+/// Longest name, in bytes.
+const MAX_NAME: usize = 256;
+
+/// A namespace, and a chain id or the digest of a manifest in it.
+type Key = (String, String);
+
+/// What was learnt so far. What a digest means does not change.
+#[derive(Debug, Default)]
+struct Known {
+    seen: HashSet<Key>,
+    /// Of a whole image: the users of its config.
+    users: HashMap<Key, BTreeSet<Names>>,
+    /// Of each chain of an image, whether a layer of it is encrypted.
+    encrypted: HashMap<Key, bool>,
+}
+
+/// What a config's `User` names; numbers are none of our business.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Names {
+    user: Option<String>,
+    group: Option<String>,
+}
+
+/// The images of one containerd.
+#[derive(Debug)]
+pub(crate) struct Images {
+    socket: PathBuf,
+    known: Mutex<Known>,
+}
+
+impl Images {
+    /// Asks the containerd at `socket`, at first use: it starts after its snapshotter.
+    pub(crate) fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), known: Mutex::default() }
+    }
+
+    /// Writes users into `root`, the directory of the snapshot `key` on `parent`. What keeps us from it is no reason to refuse a container
+    /// whose image names no user.
+    pub(crate) async fn provide_users(&self, root: &Path, key: &str, parent: &str) {
+        let provided = async {
+            let Some(id) = key_of(key, parent) else { return Ok(()) };
+            let names = self.learn(&id.0).await?.users.get(&id).cloned().unwrap_or_default();
+            write(root, &names)
+        };
+        if let Err(error) = provided.await {
+            log::warn!(snapshot = key, parent; "users by name are not known: {error:#}");
+        }
+    }
+
+    /// Whether the layers up to the chain id `chain`, asked for by the snapshot `key`, are those of plain images and of no other.
+    pub(crate) async fn is_plain(&self, key: &str, chain: &str) -> bool {
+        let Some(id) = key_of(key, chain) else { return false };
+        match self.learn(&id.0).await {
+            Ok(known) => known.encrypted.get(&id) == Some(&false),
+            Err(error) => {
+                log::warn!(snapshot = key, chain; "whether it is encrypted is not known, so it is not unpacked: {error:#}");
+                false
+            }
+        }
+    }
+
+    /// Looks at the images of a namespace that are new.
+    async fn learn(&self, namespace: &str) -> Result<MutexGuard<'_, Known>> {
+        let mut known = self.known.lock().await;
+        timeout(ANSWER, look(&self.socket, namespace, &mut known)).await??;
+        Ok(known)
+    }
+}
+
+/// containerd's metadata store calls a snapshot `<namespace>/<number>/<key of its client>`; a chain id may have that in front too.
+fn key_of(snapshot: &str, chain: &str) -> Option<Key> {
+    let (namespace, _) = snapshot.split_once('/')?;
+    Some((namespace.to_owned(), chain.rsplit('/').next().unwrap_or(chain).to_owned()))
+}
+
+async fn look(socket: &Path, namespace: &str, known: &mut Known) -> Result<()> {
+    let client = Client::connect(socket, namespace).await?;
+    for digest in client.manifests().await?.into_iter().take(MAX_IMAGES) {
+        let id = (namespace.to_owned(), digest);
+        if known.seen.contains(&id) {
+            continue;
+        }
+        match look_at(&client, &id.1).await {
+            Ok((chain, encrypted, names)) => {
+                for (number, chain) in chain.iter().enumerate() {
+                    let sealed = encrypted.iter().take(number + 1).any(|sealed| *sealed);
+                    *known.encrypted.entry((id.0.clone(), chain.clone())).or_default() |= sealed;
+                }
+                if let Some(top) = chain.last() {
+                    known.users.entry((id.0.clone(), top.clone())).or_default().insert(names);
+                }
+                known.seen.insert(id);
+            }
+            // Of another platform, so that its config was not fetched; no image; or on its way.
+            Err(error) => log::debug!(manifest = id.1; "not looked at: {error:#}"),
+        }
+    }
+    Ok(())
+}
+
+async fn look_at(client: &Client, digest: &str) -> Result<(Vec<String>, Vec<bool>, Names)> {
+    let manifest = parse_manifest(&read_blob(client, digest).await?, None)?;
+    let config = ImageConfig::parse(&read_blob(client, &manifest.config.digest.to_string()).await?)?;
+    let plans = plan_layers(&manifest, &config, Mixed::Allowed)?;
+    let encrypted = plans.iter().map(|plan| plan.envelope.is_some()).collect();
+    Ok((chain_ids(&config.rootfs.diff_ids), encrypted, names_of(&config.config.user)))
+}
+
+/// `user[:group]` of an image config, each a name or a number.
+fn names_of(user: &str) -> Names {
+    let name = |text: &str| {
+        let number = text.parse::<u32>().is_ok();
+        // What would be another line or field of the file is no name.
+        let plain = !text.is_empty() && text.len() <= MAX_NAME && !text.contains(|c: char| c.is_control() || c == ':');
+        (!number && plain).then(|| text.to_owned())
+    };
+    let (user, group) = user.split_once(':').unwrap_or((user, ""));
+    Names { user: name(user), group: name(group) }
+}
+
+fn write(root: &Path, names: &BTreeSet<Names>) -> Result<()> {
+    let users: BTreeSet<&String> = names.iter().filter_map(|names| names.user.as_ref()).collect();
+    let groups: BTreeSet<&String> = names.iter().filter_map(|names| names.group.as_ref()).collect();
+    if users.is_empty() && groups.is_empty() {
+        return Ok(());
+    }
+    let etc = root.join("etc");
+    fs::create_dir_all(&etc)?;
+    let passwd: String = users.iter().map(|name| format!("{name}:x:{IMAGE_USER}:{IMAGE_USER}::/:\n")).collect();
+    let group: String = groups.iter().map(|name| format!("{name}:x:{IMAGE_USER}:\n")).collect();
+    fs::write(etc.join("passwd"), passwd)?;
+    fs::write(etc.join("group"), group)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_numbers_and_from_lines() {
+        let names = |user: Option<&str>, group: Option<&str>| Names { user: user.map(Into::into), group: group.map(Into::into) };
+        for (text, expected) in [
+            ("app", names(Some("app"), None)),
+            ("app:staff", names(Some("app"), Some("staff"))),
+            ("1000:staff", names(None, Some("staff"))),
+            ("1000:1000", names(None, None)),
+            ("", names(None, None)),
+            ("root:x:0:0\n", names(Some("root"), None)),
+            ("a\nroot", names(None, None)),
+        ] {
+            assert_eq!(names_of(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_image_of_a_chain_finds_its_user() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &[names_of("1000")].into()).unwrap();
+        assert!(!dir.path().join("etc").exists(), "nothing where nothing is named");
+        write(dir.path(), &[names_of("app:staff"), names_of("web"), names_of("")].into()).unwrap();
+        let read = |name: &str| fs::read_to_string(dir.path().join("etc").join(name)).unwrap();
+        assert_eq!(read("passwd"), format!("app:x:{IMAGE_USER}:{IMAGE_USER}::/:\nweb:x:{IMAGE_USER}:{IMAGE_USER}::/:\n"));
+        assert_eq!(read("group"), format!("staff:x:{IMAGE_USER}:\n"));
+    }
+
+    #[test]
+    fn namespaces_and_chains_are_read_out_of_containerds_names() {
+        assert_eq!(key_of("k8s.io/12/abc", "k8s.io/3/sha256:aa"), Some(("k8s.io".into(), "sha256:aa".into())));
+        assert_eq!(key_of("k8s.io/12/abc", "sha256:aa"), Some(("k8s.io".into(), "sha256:aa".into())));
+        assert_eq!(key_of("abc", "sha256:aa"), None);
+    }
+
+    #[tokio::test]
+    async fn without_containerd_nothing_is_plain() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = Images::new(&dir.path().join("nobody.sock"));
+        assert!(!images.is_plain("ns/1/x", "sha256:aa").await);
+        images.provide_users(dir.path(), "ns/1/x", "sha256:aa").await;
+        assert!(!dir.path().join("etc").exists());
+    }
+}

@@ -1,0 +1,343 @@
+//! Volumes without a shared file system: what the host copies in, and empty directories of the guest's own.
+//!
+//! - [`receive`]: one copy, from the host's stream. - [`refresh`]: a changed one takes an older one's place.
+//!
+//! All of it lies on scratch, encrypted, beside what containers write, and goes with its container; empty directories, which a pod's
+//! containers share, with the machine.
+
+mod receive;
+mod refresh;
+mod serve;
+
+use super::{ContainerError, MAX_CONTAINERS, in_root::InRoot};
+use crate::sandbox::Sandbox;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::stat::{Mode, fchmod},
+    unistd::{Gid, Uid, fchown},
+};
+use policy::{Denial, Overrides, Policy};
+use protocol::{
+    api::{self, VolumeKind},
+    volume::MAX_READ_BACK,
+};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Most empty directories of a sandbox.
+const MAX_EMPTY: usize = 1024;
+/// What every runtime mounts and a container can do without: the agent writes the files itself, and a termination log is nobody's.
+const DISPENSABLE: &[&str] = &["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log"];
+/// Where empty directories in memory are mounted.
+const MEMORY: &str = "/run/cloister/memory";
+
+/// The volumes of all containers.
+#[derive(Default)]
+pub struct Volumes {
+    // Never held across an await.
+    prepared: Mutex<HashMap<String, Arc<Prepared>>>,
+    /// Empty directories by name. Held while one is made: of two containers that want it, one makes it.
+    empty: Mutex<HashMap<String, PathBuf>>,
+    next: AtomicU64,
+}
+
+/// What was announced for one container.
+pub struct Prepared {
+    directory: PathBuf,
+    volumes: Vec<Volume>,
+}
+
+struct Volume {
+    destination: String,
+    readonly: bool,
+    read_back: bool,
+    source: Source,
+}
+
+enum Source {
+    /// The policy does not have it, and the container does not need it.
+    LeftOut,
+    /// Copied in; whether it has been. Held for as long as a copy takes.
+    Copy(tokio::sync::Mutex<bool>),
+    /// An empty directory.
+    Empty(PathBuf),
+    /// The image's own.
+    Image,
+    /// A disk, by its serial.
+    Disk(String),
+}
+
+/// What a bind mount of the host's spec becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bind {
+    /// Nothing: the agent's own file, or the image's.
+    Nothing,
+    /// What is at this path of the agent's.
+    Path(PathBuf),
+    /// What the image has there, to be writable in a root that is not.
+    Image,
+}
+
+impl Volumes {
+    /// Decides on a container's volumes and makes what is empty; gives the numbers of those that are to be copied.
+    pub async fn prepare(&self, request: &api::PrepareVolumesRequest, sandbox: &Sandbox) -> Result<Vec<u32>, ContainerError> {
+        let taken = request.volumes.iter().map(|volume| admit(sandbox.policy(), volume)).collect::<Result<Vec<_>, _>>()?;
+        let home = sandbox.scratch().await?.containers().join("volumes");
+        self.make(request, &taken, &home)
+    }
+
+    fn make(&self, request: &api::PrepareVolumesRequest, taken: &[bool], home: &Path) -> Result<Vec<u32>, ContainerError> {
+        let full = |prepared: &HashMap<String, Arc<Prepared>>| {
+            if prepared.contains_key(&request.container_id) {
+                return Err(ContainerError::Exists(format!("volumes of container {}", request.container_id)));
+            }
+            if prepared.len() >= MAX_CONTAINERS {
+                return Err(ContainerError::Full(MAX_CONTAINERS, "containers with volumes"));
+            }
+            Ok(())
+        };
+        let mut table = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        full(&table)?;
+        let directory = home.join(format!("v{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir_all(&directory).map_err(ContainerError::io("volumes"))?;
+        let mut prepared = Prepared { directory, volumes: Vec::new() };
+        for (volume, taken) in request.volumes.iter().zip(taken) {
+            let source = match (taken, volume.kind.enum_value_or_default()) {
+                (false, _) => Source::LeftOut,
+                (true, VolumeKind::COPY) => Source::Copy(tokio::sync::Mutex::new(false)),
+                (true, VolumeKind::IMAGE) => Source::Image,
+                (true, VolumeKind::DISK) => Source::Disk(volume.name.clone()),
+                (true, VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY) => Source::Empty(self.empty_directory(volume, home)?),
+            };
+            let (readonly, read_back) = (volume.readonly, volume.read_back);
+            prepared.volumes.push(Volume { destination: volume.destination.clone(), readonly, read_back, source });
+        }
+        let wanted = (0u32..).zip(&prepared.volumes).filter(|(_, volume)| matches!(volume.source, Source::Copy(_)));
+        let wanted = wanted.map(|(number, _)| number).collect();
+        table.insert(request.container_id.clone(), Arc::new(prepared));
+        Ok(wanted)
+    }
+
+    fn empty_directory(&self, volume: &api::Volume, home: &Path) -> Result<PathBuf, ContainerError> {
+        let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = empty.get(&volume.name) {
+            return Ok(path.clone());
+        }
+        if empty.len() >= MAX_EMPTY {
+            return Err(ContainerError::Full(MAX_EMPTY, "empty directories of a sandbox"));
+        }
+        let in_memory = volume.kind.enum_value_or_default() == VolumeKind::EMPTY_MEMORY;
+        // Never the host's name in a path.
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = if in_memory { Path::new(MEMORY).join(format!("m{number}")) } else { home.join(format!("e{number}")) };
+        make_empty(&path, volume, in_memory).map_err(ContainerError::io(format!("empty directory at {}", volume.destination)))?;
+        empty.insert(volume.name.clone(), path.clone());
+        Ok(path)
+    }
+
+    /// What was announced for a container.
+    pub fn of(&self, container_id: &str) -> Option<Arc<Prepared>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).get(container_id).cloned()
+    }
+
+    /// Removes a container's volumes, if it has any.
+    pub fn forget(&self, container_id: &str) {
+        let gone = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(container_id);
+        if let Some(gone) = gone
+            && let Err(e) = fs::remove_dir_all(&gone.directory)
+        {
+            log::warn!(path:% = gone.directory.display(); "remove volumes: {e}");
+        }
+    }
+
+    /// What a container left in a volume that was announced for it.
+    pub fn read_back(&self, request: &api::ReadVolumeRequest) -> Result<Vec<u8>, ContainerError> {
+        let missing = || ContainerError::NoContainer(format!("{}'s volume {}", request.container_id, request.number));
+        let prepared = self.of(&request.container_id).ok_or_else(missing)?;
+        let number = request.number as usize;
+        let volume = prepared.volumes.get(number).filter(|volume| volume.read_back).ok_or_else(missing)?;
+        let Source::Copy(_) = volume.source else { return Err(missing()) };
+        // The container may have put anything in its place that a directory of its own takes: it has only the file.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = File::options().read(true).custom_flags(flags).open(prepared.place(number)).map_err(ContainerError::io("volume"))?;
+        let mut content = Vec::new();
+        file.take(MAX_READ_BACK as u64).read_to_end(&mut content).map_err(ContainerError::io("volume"))?;
+        Ok(content)
+    }
+}
+
+impl Prepared {
+    /// Where a copy has its place.
+    fn place(&self, number: usize) -> PathBuf {
+        self.directory.join(number.to_string())
+    }
+
+    fn staging(&self, number: usize) -> PathBuf {
+        self.directory.join(format!("{number}.new"))
+    }
+
+    /// What a bind mount becomes that was announced; `None` if it was not. The flag says that the host meant it read-only.
+    pub fn bind(&self, destination: &str) -> Option<Result<(Bind, bool), ContainerError>> {
+        let (number, volume) = self.volumes.iter().enumerate().find(|(_, volume)| volume.destination == destination)?;
+        let bind = match &volume.source {
+            // A disk is a device node, and no mount.
+            Source::LeftOut | Source::Disk(_) => Bind::Nothing,
+            Source::Empty(path) => Bind::Path(path.clone()),
+            Source::Image => Bind::Image,
+            Source::Copy(copied) => match copied.try_lock() {
+                Ok(copied) if *copied => Bind::Path(self.place(number)),
+                _ => {
+                    let text = format!("volume {number} at {destination} was announced and is not copied; copy it before CreateContainer");
+                    return Some(Err(ContainerError::State(text)));
+                }
+            },
+        };
+        Some(Ok((bind, volume.readonly)))
+    }
+
+    /// Its disks: where each is to be, and its serial.
+    pub fn disks(&self) -> Vec<(String, String)> {
+        let disk = |volume: &Volume| match &volume.source {
+            Source::Disk(serial) => Some((volume.destination.clone(), serial.clone())),
+            _ => None,
+        };
+        self.volumes.iter().filter_map(disk).collect()
+    }
+
+    /// Makes a working directory that lies in one of the volumes.
+    pub fn make_directory(&self, path: &str) -> io::Result<()> {
+        for (number, volume) in self.volumes.iter().enumerate() {
+            let Some(rest) = Path::new(path).strip_prefix(&volume.destination).ok() else { continue };
+            let place = match &volume.source {
+                Source::Copy(_) => self.place(number),
+                Source::Empty(path) => path.clone(),
+                Source::LeftOut | Source::Image | Source::Disk(_) => continue,
+            };
+            if place.is_dir() {
+                InRoot::open(&place)?.make_dirs(rest)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the container gets it. What it can do without is left out where the policy does not have it; anything else is refused.
+fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
+    let kind = volume.kind.enum_value_or_default();
+    if kind == VolumeKind::DISK {
+        policy.overrides(&Overrides { devices: vec![volume.destination.clone()], ..Overrides::default() })?;
+        return Ok(true);
+    }
+    if kind == VolumeKind::IMAGE || policy.lets_mount(&volume.destination) {
+        return Ok(true);
+    }
+    if kind == VolumeKind::COPY && DISPENSABLE.contains(&volume.destination.as_str()) {
+        return Ok(false);
+    }
+    policy.overrides(&Overrides { mounts: vec![volume.destination.clone()], ..Overrides::default() })?;
+    Ok(true)
+}
+
+fn make_empty(path: &Path, volume: &api::Volume, in_memory: bool) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if in_memory {
+        let size = if volume.size == 0 { "50%".to_owned() } else { volume.size.to_string() };
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(format!("size={size}").as_str()))?;
+    }
+    let directory = File::open(path)?;
+    fchown(&directory, Some(Uid::from_raw(volume.uid)), Some(Gid::from_raw(volume.gid)))?;
+    Ok(fchmod(&directory, Mode::from_bits_truncate(volume.mode))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::{getegid, geteuid};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn volume(destination: &str, kind: VolumeKind) -> api::Volume {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        let name = destination.trim_start_matches('/').to_owned();
+        api::Volume { destination: destination.into(), kind: kind.into(), name, mode: 0o1777, uid, gid, ..Default::default() }
+    }
+
+    fn request(id: &str, volumes: &[api::Volume]) -> api::PrepareVolumesRequest {
+        api::PrepareVolumesRequest { container_id: id.into(), volumes: volumes.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn containers_of_a_pod_share_an_empty_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::default();
+        let shared = [volume("/cache", VolumeKind::EMPTY), volume("/c", VolumeKind::COPY)];
+        assert_eq!(volumes.make(&request("a", &shared), &[true, true], dir.path()).unwrap(), [1]);
+        assert!(matches!(volumes.make(&request("a", &shared), &[true, true], dir.path()), Err(ContainerError::Exists(_))));
+        volumes.make(&request("b", &shared[..1]), &[true], dir.path()).unwrap();
+        let path = |id: &str| volumes.of(id).unwrap().bind("/cache").unwrap().unwrap().0;
+        assert_eq!(path("a"), path("b"));
+        let Bind::Path(place) = path("a") else { panic!("no path") };
+        assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o7777, 0o1777);
+        volumes.of("a").unwrap().make_directory("/cache/deep/er").unwrap();
+        volumes.forget("a");
+        assert!(volumes.of("a").is_none() && place.join("deep/er").is_dir(), "it is the pod's");
+    }
+
+    #[test]
+    fn what_is_announced_has_to_be_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::default();
+        let list = [volume("/etc/conf", VolumeKind::COPY), volume("/etc/hosts", VolumeKind::COPY), volume("/data", VolumeKind::IMAGE)];
+        assert_eq!(volumes.make(&request("c", &list), &[true, false, true], dir.path()).unwrap(), [0]);
+        let prepared = volumes.of("c").unwrap();
+        let error = prepared.bind("/etc/conf").unwrap().unwrap_err().to_string();
+        assert!(error.contains("/etc/conf") && error.contains("not copied"), "{error}");
+        assert_eq!(prepared.bind("/etc/hosts").unwrap().unwrap().0, Bind::Nothing);
+        assert_eq!(prepared.bind("/data").unwrap().unwrap().0, Bind::Image);
+        assert!(prepared.bind("/other").is_none());
+    }
+
+    #[test]
+    fn the_policy_decides_and_what_is_dispensable_is_left_out() {
+        let policy = Policy::parse("[allow]\nmounts = [\"/etc/conf\"]\n").unwrap();
+        let asked = |destination: &str, kind| admit(&policy, &volume(destination, kind));
+        assert_eq!(asked("/etc/conf", VolumeKind::COPY), Ok(true));
+        assert_eq!(asked("/etc/hosts", VolumeKind::COPY), Ok(false));
+        assert_eq!(asked("/data", VolumeKind::IMAGE), Ok(true));
+        for (destination, kind) in [("/bin", VolumeKind::COPY), ("/etc/hosts", VolumeKind::EMPTY), ("/x", VolumeKind::EMPTY_MEMORY)] {
+            let text = asked(destination, kind).unwrap_err().to_string();
+            assert!(text.contains("allow.mounts") && text.contains(destination), "{text}");
+        }
+        let text = asked("/dev/xvda", VolumeKind::DISK).unwrap_err().to_string();
+        assert!(text.contains("allow.devices") && text.contains("/dev/xvda"), "{text}");
+        let open = Policy::from_initdata(None).unwrap();
+        assert_eq!(admit(&open, &volume("/bin", VolumeKind::COPY)), Ok(true));
+    }
+
+    #[test]
+    fn only_what_was_announced_so_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::default();
+        let log = api::Volume { read_back: true, ..volume("/dev/termination-log", VolumeKind::COPY) };
+        volumes.make(&request("c", &[log, volume("/secret", VolumeKind::COPY)]), &[true, true], dir.path()).unwrap();
+        let prepared = volumes.of("c").unwrap();
+        fs::write(prepared.place(0), "x".repeat(MAX_READ_BACK + 1)).unwrap();
+        fs::write(prepared.place(1), "secret").unwrap();
+        let read = |number| volumes.read_back(&api::ReadVolumeRequest { container_id: "c".into(), number, ..Default::default() });
+        assert_eq!(read(0).unwrap().len(), MAX_READ_BACK);
+        assert!(matches!(read(1), Err(ContainerError::NoContainer(_))));
+        assert!(matches!(read(2), Err(ContainerError::NoContainer(_))));
+        fs::remove_file(prepared.place(0)).unwrap();
+        std::os::unix::fs::symlink(prepared.place(1), prepared.place(0)).unwrap();
+        assert!(read(0).is_err());
+    }
+}

@@ -1,0 +1,181 @@
+//! The port at which the host delivers copies.
+
+use super::{Prepared, Source, Volumes, receive::receive, refresh};
+use crate::vsock;
+use log::{debug, info, warn};
+use protocol::{
+    line,
+    volume::{LONGEST, VolumeError, VolumeId},
+};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::Path,
+    sync::Arc,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, BufReader},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_vsock::VsockListener;
+
+/// Copies that may be under way at the same time.
+const MAX_COPIES: usize = 16;
+
+impl Volumes {
+    /// Accepts connections for ever.
+    pub async fn serve(self: Arc<Self>, listener: VsockListener) {
+        let copies = Arc::new(Semaphore::new(MAX_COPIES));
+        loop {
+            let stream = match vsock::accept(&listener).await {
+                Ok(stream) => stream,
+                Err(e) => {
+                    warn!("volume port: {e}");
+                    continue;
+                }
+            };
+            let Ok(permit) = copies.clone().acquire_owned().await else { return };
+            let volumes = self.clone();
+            tokio::spawn(async move {
+                if let Err(e) = volumes.take(stream).await {
+                    debug!("volume: {e}");
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    /// One copy, and its answer.
+    async fn take(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), VolumeError> {
+        let mut stream = BufReader::new(stream);
+        let copied = timeout(LONGEST, self.copy(&mut stream)).await;
+        let copied = copied.unwrap_or_else(|_| Err(VolumeError::Entry(format!("the copy took longer than {} s", LONGEST.as_secs()))));
+        match copied {
+            Ok(()) => line::accept(&mut stream).await?,
+            Err(e) => line::refuse(&mut stream, &e.to_string()).await?,
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<(), VolumeError> {
+        let greeting = line::read_line(stream).await?;
+        let id = VolumeId::parse(&greeting)?;
+        let refused = |text: &str| VolumeError::Entry(format!("{text}: {greeting}"));
+        let prepared = self.of(&id.container_id).ok_or_else(|| refused("no such volume is announced"))?;
+        let volume = prepared.volumes.get(id.number).ok_or_else(|| refused("no such volume is announced"))?;
+        let Source::Copy(copied) = &volume.source else { return Err(refused("nothing is to be copied here")) };
+        // One after the other: a host that begins again may be here before its broken copy is cleared away.
+        let mut copied = copied.lock().await;
+        line::accept(stream).await?;
+        let staging = prepared.staging(id.number);
+        let result = match receive(stream, &staging).await {
+            Ok(()) => place(&prepared, id.number, *copied).map_err(VolumeError::from),
+            Err(e) => Err(e),
+        };
+        // Left from a copy that failed, or empty after a swap.
+        remove(&staging)?;
+        result?;
+        info!(container = id.container_id, destination = volume.destination, again = *copied; "volume copied");
+        *copied = true;
+        Ok(())
+    }
+}
+
+/// Puts a whole copy in its place.
+fn place(prepared: &Prepared, number: usize, again: bool) -> io::Result<()> {
+    let (staging, place) = (prepared.staging(number), prepared.place(number));
+    if !again {
+        return fs::rename(staging, place);
+    }
+    if !refresh::is_swappable(&staging) || !refresh::is_swappable(&place) {
+        return Err(io::Error::other("it is copied already, and only a volume with a ..data link is refreshed"));
+    }
+    refresh::swap(&place, &staging)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::receive::tests::{at, file, stream},
+        *,
+    };
+    use crate::containers::volumes::Bind;
+    use protocol::{
+        api::{self, VolumeKind},
+        line::LineError,
+        volume::Entry,
+    };
+    use tokio::io::AsyncWriteExt;
+
+    fn announced(kind: VolumeKind) -> (tempfile::TempDir, Arc<Volumes>) {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Arc::new(Volumes::default());
+        let volume = api::Volume { destination: "/conf".into(), kind: kind.into(), ..Default::default() };
+        let request = api::PrepareVolumesRequest { container_id: "c".into(), volumes: vec![volume], ..Default::default() };
+        volumes.make(&request, &[true], dir.path()).unwrap();
+        (dir, volumes)
+    }
+
+    /// What the host hears at the end, or instead of a beginning.
+    async fn deliver(volumes: &Arc<Volumes>, greeting: &str, entries: &[Entry]) -> Result<(), LineError> {
+        let (mut host, guest) = tokio::io::duplex(1 << 20);
+        let taking = tokio::spawn({
+            let volumes = volumes.clone();
+            async move { volumes.take(guest).await }
+        });
+        line::write_line(&mut host, greeting).await.unwrap();
+        line::read_answer(&mut host).await?;
+        host.write_all(&stream(entries).await).await.unwrap();
+        host.shutdown().await.unwrap();
+        let answer = line::read_answer(&mut host).await.map(drop);
+        taking.await.unwrap().unwrap();
+        answer
+    }
+
+    fn version(stamp: &str) -> Vec<Entry> {
+        let key = file(&format!("{stamp}/key"));
+        let link = |path: &str, target: &str| Entry::Link(path.into(), target.into());
+        vec![Entry::Directory(at("")), Entry::Directory(at(stamp)), key, link("..data", stamp), link("key", "..data/key"), Entry::End]
+    }
+
+    #[tokio::test]
+    async fn a_volume_is_copied_and_refreshed() {
+        let (_dir, volumes) = announced(VolumeKind::COPY);
+        deliver(&volumes, "VOLUME c 0", &version("..1")).await.unwrap();
+        let Bind::Path(place) = volumes.of("c").unwrap().bind("/conf").unwrap().unwrap().0 else { panic!("no path") };
+        assert_eq!(fs::read_to_string(place.join("key")).unwrap(), "..1/key");
+        deliver(&volumes, "VOLUME c 0", &version("..2")).await.unwrap();
+        assert_eq!(fs::read_to_string(place.join("key")).unwrap(), "..2/key");
+        // One that breaks off leaves what was there, and no trace.
+        assert!(deliver(&volumes, "VOLUME c 0", &version("..3")[..3]).await.is_err());
+        assert_eq!(fs::read_to_string(place.join("key")).unwrap(), "..2/key");
+        assert_eq!(fs::read_dir(place.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_announced_or_copied_already_is_refused() {
+        let (_dir, volumes) = announced(VolumeKind::COPY);
+        for greeting in ["VOLUME c 1", "VOLUME other 0", "VOLUME ../c 0", "STDIO stdin c -", ""] {
+            assert!(deliver(&volumes, greeting, &version("..1")).await.is_err(), "{greeting}");
+        }
+        let one = [Entry::Directory(at("")), file("key"), Entry::End];
+        deliver(&volumes, "VOLUME c 0", &one).await.unwrap();
+        let again = deliver(&volumes, "VOLUME c 0", &one).await.unwrap_err().to_string();
+        assert!(again.contains("copied already"), "{again}");
+        let (_dir, volumes) = announced(VolumeKind::IMAGE);
+        assert!(deliver(&volumes, "VOLUME c 0", &one).await.is_err());
+    }
+}

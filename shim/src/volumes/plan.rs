@@ -1,0 +1,345 @@
+//! What each bind mount of a spec becomes: a copy, an empty directory of the guest's own, the image's own content, or a refusal.
+
+use super::VolumeError;
+use crate::bundle::{Bundle, Mount};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use protobuf::EnumOrUnknown;
+use protocol::{
+    api::{self, VolumeKind},
+    volume::{MAX_BYTES, MAX_ENTRIES, MAX_VOLUMES},
+};
+use runtime::vmm::Disk;
+use std::{
+    fs::{self, Metadata},
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Component, Path, PathBuf},
+};
+
+/// Made by the agent, whatever the host has there.
+const OWN: &[&str] = &["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup"];
+/// Files that runtimes bind into every container, writable; each container of a guest has a copy of its own.
+const FILES: &[&str] = &["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+/// Kubelet's volumes that it writes itself and mounts read-only.
+const WRITTEN_BY_KUBELET: &[&str] =
+    &["kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api"];
+/// Of a disk, in bytes.
+const SECTOR: u64 = 512;
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// One volume of a container.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// As the guest is told.
+    pub volume: api::Volume,
+    /// On the host.
+    pub source: PathBuf,
+}
+
+/// Plans the volumes of a container; those that the agent makes by itself are not in the list.
+pub fn plan(mounts: &[Mount]) -> Result<Vec<Plan>, VolumeError> {
+    let mut plans = Vec::new();
+    for mount in mounts.iter().filter(|mount| mount.is_bind()) {
+        let refused = |rule: String| refuse(mount, rule);
+        let Some(destination) = shortest(&mount.destination) else {
+            return Err(refused("the destination must be an absolute path without '..'".to_owned()));
+        };
+        if OWN.contains(&destination.as_str()) || (destination == "/dev/shm" && !mount.source.components().any(is_empty_dir)) {
+            continue;
+        }
+        // Below /dev the usual files and directories make no sense, but for a termination log: a disk, or a raw file that is to be one.
+        if destination.starts_with("/dev/") && is_disk(&mount.source) {
+            continue;
+        }
+        let mut volume = kind(mount, &destination)?;
+        // What is mounted twice at one place is seen once: the last one.
+        plans.retain(|plan: &Plan| plan.volume.destination != destination);
+        volume.destination = destination;
+        plans.push(Plan { volume, source: mount.source.clone() });
+        if plans.len() > MAX_VOLUMES {
+            return Err(refused(format!("a container has at most {MAX_VOLUMES} volumes")));
+        }
+    }
+    Ok(plans)
+}
+
+/// Plans the disks of a container: block devices of its spec, and disks or raw files that are bound to a place below /dev. `alone` says that
+/// its VM is made for it: a guest gets no disk later.
+pub fn disks(bundle: &Bundle, alone: bool) -> Result<Vec<(api::Volume, Disk)>, VolumeError> {
+    let mut found: Vec<(String, PathBuf, bool)> = Vec::new();
+    for mount in bundle.mounts().iter().filter(|mount| mount.is_bind()) {
+        if let Some(destination) = shortest(&mount.destination).filter(|path| path.starts_with("/dev/") && is_disk(&mount.source)) {
+            found.push((destination, mount.source.clone(), mount.is_readonly()));
+        }
+    }
+    // A privileged container's list has every disk of the host; it gets those of its guest.
+    for device in bundle.devices().iter().filter(|device| device.kind == "b" && !bundle.is_privileged()) {
+        let Some(destination) = shortest(&device.path).filter(|path| path.starts_with("/dev/")) else { continue };
+        let uevent = fs::read_to_string(format!("/sys/dev/block/{}:{}/uevent", device.major, device.minor)).unwrap_or_default();
+        let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).unwrap_or(&device.path);
+        found.push((destination, Path::new("/dev").join(name), false));
+    }
+    if let (false, Some((destination, source_path, _))) = (alone, found.first()) {
+        let rule = "a guest gets disks only at its start, which was its pod's; run the container by itself".to_owned();
+        return Err(VolumeError::Refused { source_path: source_path.clone(), destination: destination.clone(), rule });
+    }
+    let disk = |(number, (destination, source, readonly)): (usize, (String, PathBuf, bool))| {
+        let failed = |source_path: &Path, source| VolumeError::Read {
+            source_path: source_path.to_owned(),
+            destination: destination.clone(),
+            source,
+        };
+        let path = fs::canonicalize(&source).map_err(|error| failed(&source, error))?;
+        let device = fs::metadata(&path).map_err(|error| failed(&path, error))?.file_type().is_block_device();
+        let serial = format!("disk{number}");
+        let kind = EnumOrUnknown::new(VolumeKind::DISK);
+        let volume = api::Volume { destination: destination.clone(), kind, readonly, name: serial.clone(), ..Default::default() };
+        Ok((volume, Disk { path, device, readonly, serial }))
+    };
+    found.into_iter().enumerate().map(disk).collect()
+}
+
+/// A disk, or a raw file of a disk: what is in whole sectors, and not empty.
+fn is_disk(source: &Path) -> bool {
+    if is_termination_log(source) {
+        return false;
+    }
+    let Ok(found) = fs::metadata(source) else { return false };
+    let raw = found.is_file() && found.len() > 0 && found.len() % SECTOR == 0;
+    found.file_type().is_block_device() || raw
+}
+
+fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
+    let of = |kind: VolumeKind| api::Volume { kind: EnumOrUnknown::new(kind), readonly: mount.is_readonly(), ..Default::default() };
+    if is_of_image(&mount.source) {
+        return Ok(of(VolumeKind::IMAGE));
+    }
+    let found = fs::metadata(&mount.source).map_err(|source| VolumeError::Read {
+        source_path: mount.source.clone(),
+        destination: destination.to_owned(),
+        source,
+    })?;
+    if let Some(name) = empty_dir(&mount.source) {
+        return Ok(empty(of(VolumeKind::EMPTY), mount, name, &found));
+    }
+    let kind = found.file_type();
+    if kind.is_block_device() {
+        return Err(refuse(
+            mount,
+            "a disk of the host: a guest mounts none; bind it to a place below /dev to have it as a disk".to_owned(),
+        ));
+    }
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(refuse(mount, "neither a file nor a directory: a socket or device of the host leads nowhere from a guest".to_owned()));
+    }
+    if kind.is_file() && is_termination_log(&mount.source) {
+        return Ok(api::Volume { read_back: true, ..of(VolumeKind::COPY) });
+    }
+    let by_kubelet = component_after(&mount.source, |name| WRITTEN_BY_KUBELET.contains(&name)).is_some();
+    let may_be_copied = mount.is_readonly() || by_kubelet || (kind.is_file() && FILES.contains(&destination));
+    if !may_be_copied {
+        let rule = format!(
+            "what a container writes cannot be shared with the host; mount it read-only (up to {} MiB and {MAX_ENTRIES} entries are \
+             then copied in), or use an emptyDir",
+            MAX_BYTES >> 20
+        );
+        return Err(refuse(mount, rule));
+    }
+    let (mut bytes, mut entries) = (0, 0);
+    measure(&mount.source, &found, &mut bytes, &mut entries);
+    if bytes > MAX_BYTES || entries > MAX_ENTRIES {
+        let (most, rest) = (MAX_BYTES >> 20, "put the files into the image, or mount a part of them");
+        return Err(refuse(mount, format!("more than the {most} MiB or {MAX_ENTRIES} entries that are copied into a guest; {rest}")));
+    }
+    Ok(api::Volume { readonly: mount.is_readonly() || by_kubelet, ..of(VolumeKind::COPY) })
+}
+
+fn refuse(mount: &Mount, rule: String) -> VolumeError {
+    VolumeError::Refused { source_path: mount.source.clone(), destination: mount.destination.clone(), rule }
+}
+
+/// An emptyDir: in memory where kubelet has mounted a tmpfs for it, of the same size.
+fn empty(volume: api::Volume, mount: &Mount, name: &str, found: &Metadata) -> api::Volume {
+    let memory = statfs(&mount.source).ok().filter(|fs| fs.filesystem_type() == TMPFS_MAGIC);
+    // A host may run from a tmpfs altogether: then nothing is mounted here.
+    let mounted = mount.source.parent().and_then(|parent| fs::metadata(parent).ok()).is_some_and(|parent| parent.dev() != found.dev());
+    let (kind, size) = match memory.filter(|_| mounted) {
+        Some(fs) => (VolumeKind::EMPTY_MEMORY, fs.blocks().saturating_mul(u64::try_from(fs.block_size()).unwrap_or(0))),
+        None => (VolumeKind::EMPTY, 0),
+    };
+    let mode = found.mode() & protocol::bounds::MAX_MODE;
+    api::Volume { kind: EnumOrUnknown::new(kind), name: name.to_owned(), mode, uid: found.uid(), gid: found.gid(), size, ..volume }
+}
+
+/// Counts until a bound is passed; what cannot be read is found when it is copied.
+fn measure(path: &Path, found: &Metadata, bytes: &mut u64, entries: &mut usize) {
+    *entries += 1;
+    if *entries > MAX_ENTRIES || *bytes > MAX_BYTES {
+        return;
+    }
+    if found.is_file() {
+        *bytes = bytes.saturating_add(found.len());
+    }
+    if found.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            if let Ok(found) = entry.metadata() {
+                measure(&entry.path(), &found, bytes, entries);
+            }
+        }
+    }
+}
+
+/// The path in its shortest spelling.
+fn shortest(path: &str) -> Option<String> {
+    let mut text = String::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::RootDir => {}
+            Component::Normal(name) => text = format!("{text}/{}", name.to_str()?),
+            _ => return None,
+        }
+    }
+    (path.starts_with('/') && !text.is_empty()).then_some(text)
+}
+
+fn is_empty_dir(component: Component<'_>) -> bool {
+    component.as_os_str() == EMPTY_DIR
+}
+
+/// The component after one that is looked for.
+fn component_after(path: &Path, is: impl Fn(&str) -> bool) -> Option<&str> {
+    let mut names = path.components().filter_map(|component| component.as_os_str().to_str());
+    names.find(|name| is(name))?;
+    names.next()
+}
+
+/// The name of an emptyDir: `…/volumes/kubernetes.io~empty-dir/NAME`, and nothing below it.
+fn empty_dir(path: &Path) -> Option<&str> {
+    let name = component_after(path, |name| name == EMPTY_DIR)?;
+    path.ends_with(Path::new(EMPTY_DIR).join(name)).then_some(name)
+}
+
+/// `…/pods/UID/containers/NAME/ID` (kubernetes pkg/kubelet/kuberuntime/kuberuntime_container.go).
+fn is_termination_log(path: &Path) -> bool {
+    let names: Vec<&str> = path.components().filter_map(|component| component.as_os_str().to_str()).collect();
+    matches!(names[..], [.., "pods", _, "containers", _, _])
+}
+
+/// A volume that the image's config declares, for which the caller made an empty directory: containerd's CRI plugin below the container's own
+/// directory, nerdctl under a name of 64 digits.
+fn is_of_image(path: &Path) -> bool {
+    let names: Vec<&str> = path.components().filter_map(|component| component.as_os_str().to_str()).collect();
+    match names[..] {
+        [.., "containers", _, "volumes", _] => names.iter().any(|name| name.starts_with("io.containerd.grpc.v1.cri")),
+        [.., "volumes", _, id, "_data"] => id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn bind(source: &Path, destination: &str, options: &[&str]) -> Mount {
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        Mount { destination: destination.into(), kind: "bind".into(), source: source.into(), options }
+    }
+
+    fn one(source: &Path, destination: &str, options: &[&str]) -> Result<api::Volume, VolumeError> {
+        Ok(plan(&[bind(source, destination, options)])?.pop().unwrap().volume)
+    }
+
+    fn kind(volume: &api::Volume) -> VolumeKind {
+        volume.kind.enum_value().unwrap()
+    }
+
+    #[test]
+    fn kubelets_volumes_are_known_by_their_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = dir.path().join("pods/0a-1b");
+        for name in ["kubernetes.io~configmap/conf", "kubernetes.io~empty-dir/cache", "kubernetes.io~projected/token"] {
+            fs::create_dir_all(pod.join("volumes").join(name)).unwrap();
+        }
+        let conf = one(&pod.join("volumes/kubernetes.io~configmap/conf"), "/etc/conf/", &["rbind", "rw"]).unwrap();
+        assert_eq!((kind(&conf), conf.readonly, conf.destination.as_str()), (VolumeKind::COPY, true, "/etc/conf"));
+        let cache = one(&pod.join("volumes/kubernetes.io~empty-dir/cache"), "/cache", &["rbind"]).unwrap();
+        assert_eq!((kind(&cache), cache.name.as_str(), cache.readonly), (VolumeKind::EMPTY, "cache", false));
+        assert_eq!(cache.mode, fs::metadata(&pod).unwrap().mode() & 0o3777);
+        let log = pod.join("containers/app/1f2e3d4c");
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        fs::write(&log, "").unwrap();
+        let log = one(&log, "/dev/termination-log", &["rbind", "rw"]).unwrap();
+        assert!(log.read_back && kind(&log) == VolumeKind::COPY);
+    }
+
+    #[test]
+    fn small_read_only_files_are_copied_and_usual_ones_always() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "x").unwrap();
+        assert_eq!(kind(&one(&file, "/conf", &["bind", "ro"]).unwrap()), VolumeKind::COPY);
+        assert_eq!(kind(&one(dir.path(), "/dir", &["rbind", "ro"]).unwrap()), VolumeKind::COPY);
+        assert!(!one(&file, "/etc/hosts", &["rbind", "rw"]).unwrap().readonly);
+        assert!(plan(&[bind(&file, "/proc", &[]), bind(&file, "/dev/shm", &[])]).unwrap().is_empty());
+        let twice = plan(&[bind(&file, "/x", &["ro"]), bind(dir.path(), "/x/", &["ro"])]).unwrap();
+        assert_eq!((twice.len(), twice[0].source.as_path()), (1, dir.path()));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, large) = (dir.path().join("f"), dir.path().join("large"));
+        fs::write(&file, "x").unwrap();
+        fs::File::create(&large).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        let socket = dir.path().join("s");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        for (source, options, word) in [
+            (dir.path(), &["rbind"][..], "read-only"),
+            (file.as_path(), &["rbind", "rw"], "emptyDir"),
+            (large.as_path(), &["ro"], "32 MiB"),
+            (socket.as_path(), &["ro"], "socket"),
+            (Path::new("/nowhere/x"), &["ro"], "No such file"),
+        ] {
+            let error = one(source, "/data", options).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains("/data") && !error.contains('\n'), "{error}");
+        }
+        assert!(one(&file, "/a/../etc", &["ro"]).is_err());
+        let many = dir.path().join("many");
+        fs::create_dir(&many).unwrap();
+        (0..MAX_ENTRIES).for_each(|n| fs::write(many.join(n.to_string()), "").unwrap());
+        assert!(one(&many, "/data", &["ro"]).unwrap_err().to_string().contains("entries"));
+    }
+
+    #[test]
+    fn disks_are_bound_below_dev_and_only_to_a_vm_that_is_being_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (raw, text) = (dir.path().join("raw.img"), dir.path().join("text"));
+        fs::File::create(&raw).unwrap().set_len(1 << 20).unwrap();
+        fs::write(&text, "not a disk").unwrap();
+        let mounts = serde_json::json!([
+            {"destination": "/dev/data", "type": "bind", "source": raw, "options": ["rbind", "ro"]},
+            {"destination": "/dev/text", "type": "bind", "source": text, "options": ["rbind", "ro"]},
+        ]);
+        fs::write(dir.path().join("config.json"), serde_json::json!({"mounts": mounts}).to_string()).unwrap();
+        let bundle = Bundle::read(dir.path()).unwrap();
+        let planned = disks(&bundle, true).unwrap();
+        assert_eq!(planned.len(), 1);
+        let (volume, disk) = &planned[0];
+        assert_eq!((volume.destination.as_str(), volume.name.as_str(), disk.readonly, disk.device), ("/dev/data", "disk0", true, false));
+        assert_eq!(plan(bundle.mounts()).unwrap().len(), 1);
+        let error = disks(&bundle, false).unwrap_err().to_string();
+        assert!(error.contains("only at its start") && error.contains("raw.img"), "{error}");
+    }
+
+    #[test]
+    fn volumes_of_the_image_stay_the_images() {
+        let id = "0a".repeat(32);
+        for path in [
+            "/var/lib/containerd/io.containerd.grpc.v1.cri/containers/c1/volumes/5d".to_owned(),
+            format!("/var/lib/nerdctl/1935db59/volumes/default/{id}/_data"),
+        ] {
+            assert_eq!(kind(&one(Path::new(&path), "/var/lib/db", &["rbind", "rw"]).unwrap()), VolumeKind::IMAGE, "{path}");
+        }
+        assert!(one(Path::new("/var/lib/nerdctl/x/volumes/default/named/_data"), "/d", &["rbind", "rw"]).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! The file behind a running VM's scratch disk, as its host can read and change it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+/// Bytes of a block of the guest's file system.
+pub const BLOCK: u64 = 4096;
+
+/// The scratch file of one VM.
+#[derive(Debug)]
+pub struct ScratchFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// Its blocks, but for those that were never written.
+pub type Blocks = BTreeMap<u64, Vec<u8>>;
+
+impl ScratchFile {
+    /// The only one below the shims' state directory.
+    pub fn find(state: &Path) -> Result<Self> {
+        let mut found = Vec::new();
+        walk(state, &mut found)?;
+        ensure!(found.len() == 1, "want one running VM with scratch, there are {found:?}");
+        let path = found.remove(0);
+        let file = File::options().read(true).write(true).open(&path)?;
+        Ok(Self { path, file })
+    }
+
+    /// All that was written so far.
+    pub fn read(&self) -> Result<Blocks> {
+        let mut blocks = Blocks::new();
+        let mut at = 0;
+        loop {
+            let data = match lseek(&self.file, at, Whence::SeekData) {
+                Err(Errno::ENXIO) => return Ok(blocks),
+                found => found?,
+            };
+            at = lseek(&self.file, data, Whence::SeekHole)?;
+            for block in u64::try_from(data)? / BLOCK..u64::try_from(at)?.div_ceil(BLOCK) {
+                let mut content = vec![0; usize::try_from(BLOCK)?];
+                self.file.read_exact_at(&mut content, block * BLOCK).with_context(|| self.path.display().to_string())?;
+                blocks.insert(block, content);
+            }
+        }
+    }
+
+    /// Writes one block.
+    pub fn write(&self, block: u64, content: &[u8]) -> Result<()> {
+        Ok(self.file.write_all_at(content, block * BLOCK)?)
+    }
+}
+
+/// The longest run of blocks that are not the same in both: where a large file was written in between.
+pub fn longest_change(before: &Blocks, after: &Blocks) -> Range<u64> {
+    let mut longest = 0..0;
+    let mut current = 0..0;
+    for block in after.iter().filter(|(block, content)| before.get(block) != Some(content)).map(|(block, _)| *block) {
+        current = if current.end == block { current.start..block + 1 } else { block..block + 1 };
+        if current.end - current.start > longest.end - longest.start {
+            longest = current.clone();
+        }
+    }
+    longest
+}
+
+fn walk(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            walk(&entry.path(), found)?;
+        } else if entry.file_name() == "scratch.img" {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_change_is_found() {
+        let blocks = |numbers: &[(u64, u8)]| numbers.iter().map(|(block, byte)| (*block, vec![*byte])).collect::<Blocks>();
+        let before = blocks(&[(1, 0), (2, 0), (3, 0)]);
+        assert_eq!(longest_change(&before, &before), 0..0);
+        assert_eq!(longest_change(&before, &blocks(&[(1, 1), (2, 0), (3, 1), (4, 1), (6, 1)])), 3..5);
+    }
+}

@@ -1,0 +1,143 @@
+//! A key is released to the guest whose measurement was computed from its files, and to none that differs in anything that is measured.
+//! The TPM is this host's own: see `docs/threat-model.md` for what that does and does not show.
+//!
+//! One at a time: they share the shims' configuration.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::bed::{Bed, POLICY, Setup};
+use tests::broker::Release;
+use tests::configuration::{Configuration, Initdata};
+use tests::ctr::{BOOT, Run};
+use tests::oci::Image;
+use tests::{command, leaks, place, runner, tests};
+
+const MEASURE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    runner::main(
+        &Setup { name: "vtpm", containerd: place::CONTAINERD_DEFAULT },
+        1,
+        tests![
+            the_predicted_guest_gets_the_key_and_leaves_nothing_when_its_shim_is_killed,
+            another_command_line_is_refused_the_key,
+            another_initramfs_is_refused_the_key,
+            another_initdata_is_refused_the_key,
+            the_hosts_acpi_tables_run_in_the_guest_unless_its_kernel_reads_none,
+        ],
+    )
+}
+
+fn vtpm(bed: &Bed) -> Configuration {
+    Configuration { tee: "vtpm", ..bed.configuration.clone() }
+}
+
+/// What `cloister measure` says of a configuration.
+fn measured(bed: &Bed, configuration: &Configuration) -> Result<String> {
+    let file = bed.base().join("measured.toml");
+    configuration.write(&file)?;
+    let mut measure = Command::new(place::ours("cloister")?);
+    measure.arg("measure").env("CLOISTER_CONFIG", &file);
+    Ok(command::run(&mut measure, MEASURE)?.succeeded()?.text().trim().to_owned())
+}
+
+/// An image whose key goes to the unchanged guest with `initdata`.
+fn encrypted(bed: &Bed, name: &str, script: &'static str, initdata: &Initdata) -> Result<String> {
+    let layout = bed.layout(&Image::busybox(script)?, name)?;
+    let file = bed.base().join("images").join(format!("{name}.initdata"));
+    fs::write(&file, &initdata.text)?;
+    let measurement = measured(bed, &vtpm(bed))?;
+    let key = format!("kbs:///tests/image/{name}");
+    let release = Release { key: &key, initdata: &file, tee: "tpm", launch_measurement: Some(&measurement) };
+    bed.provide(&bed.broker.encrypt(&layout, "1", &release)?, name)
+}
+
+fn the_predicted_guest_gets_the_key_and_leaves_nothing_when_its_shim_is_killed(bed: &Bed) -> Result<()> {
+    let initdata = bed.initdata(POLICY);
+    let reference = encrypted(bed, "predicted", "echo released; sleep 3600", &initdata)?;
+    vtpm(bed).write(&bed.configuration_file())?;
+    let (id, annotation) = (bed.id("predicted"), initdata.annotation()?);
+    let running = bed.ctr().start(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() })?;
+    running.wait_output(BOOT)?;
+    let emulators = leaks::pids_with("swtpm").into_iter().filter(|(_, line)| line.contains(&id)).count();
+    for (pid, _) in leaks::pids_with("containerd-shim-cloister-v2").into_iter().filter(|(_, line)| line.contains(&id)) {
+        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+    }
+    let finished = running.finish(BOOT)?;
+    bed.ctr().remove(&id)?;
+    ensure!(finished.text() == "released\n", "{finished:?}");
+    ensure!(emulators == 1, "{emulators} emulators of a TPM ran");
+    bed.nothing_of(&id)
+}
+
+/// Runs a guest of `changed`, which is refused the key of the unchanged one for the measurement that was predicted for it.
+fn refused(bed: &Bed, name: &str, changed: &Configuration) -> Result<()> {
+    let initdata = bed.initdata(POLICY);
+    let reference = encrypted(bed, name, "echo it ran", &initdata)?;
+    changed.write(&bed.configuration_file())?;
+    let (id, annotation) = (bed.id(name), initdata.annotation()?);
+    let is = format!("launch_measurement is {}", measured(bed, changed)?);
+    let wants = format!("wants {}", measured(bed, &vtpm(bed))?);
+    bed.refused(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() }, &[&is, &wants])
+}
+
+fn another_command_line_is_refused_the_key(bed: &Bed) -> Result<()> {
+    refused(bed, "cmdline", &Configuration { cmdline_extra: "cloister.log=debug".to_owned(), ..vtpm(bed) })
+}
+
+fn another_initramfs_is_refused_the_key(bed: &Bed) -> Result<()> {
+    // Zeros after the archive: the kernel reads over them, and the guest does the same as before.
+    let mut bytes = fs::read(&bed.configuration.initramfs)?;
+    bytes.extend([0; 4]);
+    let initramfs = bed.base().join("changed.cpio");
+    fs::write(&initramfs, bytes)?;
+    refused(bed, "initramfs", &Configuration { initramfs, ..vtpm(bed) })
+}
+
+fn another_initdata_is_refused_the_key(bed: &Bed) -> Result<()> {
+    let reference = encrypted(bed, "initdata", "echo it ran", &bed.initdata(POLICY))?;
+    vtpm(bed).write(&bed.configuration_file())?;
+    let changed = bed.initdata("[allow]\nstdin = true\nexec = true\n");
+    let (id, annotation) = (bed.id("initdata"), changed.annotation()?);
+    bed.refused(
+        &Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() },
+        &["kbs:///tests/image/initdata", "init_data is"],
+    )
+}
+
+/// AML that writes `text` to the first serial port when the kernel loads the table: a field of one byte at port 0x3f8 is stored to.
+fn writing_aml(text: &str) -> Vec<u8> {
+    let region = b"\x5b\x80COM1\x01\x0b\xf8\x03\x01";
+    let field = b"\x5b\x81\x0bCOM1\x01DATA\x08";
+    let stores = text.bytes().flat_map(|byte| [b"\x70\x0a".as_slice(), &[byte], b"DATA"].concat());
+    region.iter().chain(field).copied().chain(stores).collect()
+}
+
+/// BadAML: what a host puts into a table runs with the kernel's rights, before there is an agent. The defence of SNP guests, `acpi=off`, is
+/// tried on the same PC without SNP; and containers run without ACPI.
+fn the_hosts_acpi_tables_run_in_the_guest_unless_its_kernel_reads_none(bed: &Bed) -> Result<()> {
+    const MARK: &str = "written-by-the-hosts-aml";
+    let reference = bed.plain(&Image::busybox("echo it ran")?, "acpi")?;
+    let (table, qemu) = (bed.base().join("table.aml"), bed.base().join("qemu-with-a-table"));
+    fs::write(&table, writing_aml(&format!("\n{MARK}\n")))?;
+    let script = "#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 \"$@\" -acpitable sig=SSDT,rev=2,oem_id=HOST,oem_table_id=BADAML,data=";
+    fs::write(&qemu, format!("{script}{}\n", table.display()))?;
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755))?;
+    for (extra, runs) in [("", true), ("acpi=off", false)] {
+        let hostile = Configuration { qemu: qemu.display().to_string(), cmdline_extra: extra.to_owned(), ..vtpm(bed) };
+        hostile.write(&bed.configuration_file())?;
+        let id = bed.id("acpi");
+        let finished = bed.ctr().run(&Run { image: &reference, id: &id, ..Run::default() })?;
+        ensure!(finished.text() == "it ran\n", "{finished:?}");
+        let written = bed.log_lines(MARK)?.iter().any(|line| line.contains(&id));
+        ensure!(written == runs, "with {extra:?} on the command line, the table's code ran: {written}");
+        bed.nothing_of(&id)?;
+    }
+    Ok(())
+}
