@@ -1,11 +1,12 @@
 //! The guest's side of the KBS protocol: one handshake for all that a VM needs, however many callers ask at once.
 //!
-//! The session lives in a cookie, which every implementation of the protocol takes. When the broker no longer knows it (401), one new
-//! handshake is made and the request repeated once. A resource that a rule withholds is also 401, but with its own name, and a new
+//! The session lives in a cookie, which every implementation of the protocol takes. A session is renewed when four fifths of its token's
+//! life are over, by whoever needs it then: a VM that asks for nothing more attests no more. Where that fails, the old one serves until its
+//! end. When the broker no longer knows it (401), one new handshake is made and the request repeated once. A resource that a rule withholds is also 401, but with its own name, and a new
 //! handshake would change nothing there: it is refused at once.
 
 use crate::{
-    encoding::one_line,
+    encoding::{from_url, one_line},
     evidence::{Attester, EvidenceError},
     jwe::{Jwe, JweError, TeeKey},
     kbs::{
@@ -24,7 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -102,6 +103,8 @@ pub enum ClientError {
 struct Session {
     cookie: HeaderValue,
     token: String,
+    /// When to make another, and when this one is of no use any more; `None` where the token does not say.
+    renew: Option<(Instant, Instant)>,
     /// Which handshake of this client it was, from 1.
     number: u64,
 }
@@ -157,17 +160,25 @@ impl BrokerClient {
 
     /// Makes the handshake if it has not been made; to be called early, so that it overlaps with other work.
     pub async fn attest(&self) -> Result<(), ClientError> {
-        self.session(0).await.map(drop)
+        self.current().await.map(drop)
     }
 
     /// The attestation result, for a workload that wants to show it to others.
     pub async fn token(&self) -> Result<String, ClientError> {
-        self.session(0).await.map(|session| session.token.clone())
+        self.current().await.map(|session| session.token.clone())
+    }
+
+    /// Evidence of this guest bound to `report_data`, for a workload that wants to show it to others than the broker.
+    pub async fn evidence(&self, report_data: report_data::ReportData) -> Result<serde_json::Value, ClientError> {
+        let (tee, attester) = (self.attester.tee(), self.attester.clone());
+        // Hardware may take a second, and a thread of the runtime is not for waiting.
+        let evidence = tokio::task::spawn_blocking(move || attester.evidence(&report_data)).await;
+        Ok(evidence.map_err(|e| EvidenceError::Collect { tee, reason: e.to_string() })??)
     }
 
     /// A secret, in memory that is wiped when dropped.
     pub async fn resource(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, ClientError> {
-        let session = self.session(0).await?;
+        let session = self.current().await?;
         let answer = match self.get(uri, &session).await {
             Err(ClientError::Refused { status: 401, name, .. }) if name != POLICY_DENY => {
                 log::info!(resource = uri.path(); "the broker does not know the session any more: attesting again");
@@ -184,6 +195,19 @@ impl BrokerClient {
         let path = format!("/resource/{}", uri.path());
         let (_, body) = self.call(Method::GET, &path, &uri.to_string(), Some(&session.cookie), Bytes::new()).await?;
         Ok(body)
+    }
+
+    /// A session that is not near its end.
+    async fn current(&self) -> Result<Arc<Session>, ClientError> {
+        let session = self.session(0).await?;
+        let now = Instant::now();
+        match session.renew {
+            Some((renew, end)) if now >= renew => {
+                log::info!(handshake = session.number; "the token is near its end: attesting again");
+                self.session(session.number).await.or_else(|e| if now < end { Ok(session) } else { Err(e) })
+            }
+            _ => Ok(session),
+        }
     }
 
     /// A session later than number `stale`. One handshake runs at a time; who waited for one that failed gets its error instead of
@@ -223,10 +247,7 @@ impl BrokerClient {
 
         let tee_pubkey = self.key.public();
         let bound = report_data::primary(&challenge.nonce, &tee_pubkey, "");
-        let attester = self.attester.clone();
-        // Hardware may take a second, and a thread of the runtime is not for waiting.
-        let evidence = tokio::task::spawn_blocking(move || attester.evidence(&bound)).await;
-        let evidence = evidence.map_err(|e| EvidenceError::Collect { tee, reason: e.to_string() })??;
+        let evidence = self.evidence(bound).await?;
         let attestation = Attestation {
             init_data: self.initdata.as_ref().map(|body| InitData { format: "toml".into(), body: body.clone() }),
             runtime_data: RuntimeData { nonce: challenge.nonce, tee_pubkey },
@@ -235,7 +256,8 @@ impl BrokerClient {
         let (headers, body) = self.call(Method::POST, "/attest", "attestation", Some(&cookie), encode(&attestation)).await?;
         let reply: TokenReply = self.parse("attestation", &body)?;
         log::info!(broker = self.url, tee:% = tee, handshake = number; "attested");
-        Ok(Session { cookie: session_cookie(&headers).unwrap_or(cookie), token: reply.token, number })
+        let renew = lifetime(&reply.token).map(|life| (Instant::now() + life * 4 / 5, Instant::now() + life));
+        Ok(Session { cookie: session_cookie(&headers).unwrap_or(cookie), token: reply.token, renew, number })
     }
 
     /// One exchange; an answer that is not 200 is an error with the broker's own words.
@@ -280,6 +302,16 @@ impl BrokerClient {
     fn protocol(&self, what: &str, reason: String) -> ClientError {
         ClientError::Protocol { broker: self.url.clone(), what: what.to_owned(), reason: one_line(&reason, MAX_DETAIL) }
     }
+}
+
+/// How long a token lives, by its own word: the difference of two moments, so that the guest's clock does not matter. Whether it is genuine
+/// is for those to say who rely on it.
+fn lifetime(token: &str) -> Option<Duration> {
+    let body = from_url(token.split('.').nth(1)?)?;
+    let claims: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    let seconds = claims["exp"].as_u64()?.checked_sub(claims["iat"].as_u64()?)?;
+    // A day is more than any broker gives; a year would overflow nothing, but renew nothing either.
+    Some(Duration::from_secs(seconds.clamp(1, 86_400)))
 }
 
 fn encode(message: &impl Serialize) -> Bytes {

@@ -6,7 +6,8 @@
 //! - [`resource`]: names of secrets, `kbs:///repository/type/tag`.
 //! - [`evidence`]: what a TEE must be able to do (collect) and what a broker must know (verify); [`snp`] is AMD SEV-SNP, [`tdx`]
 //!   Intel TDX, [`sample`] the development stand-in that proves nothing. Who verifies turns the feature `verify` on; the guest does without.
-//! - [`token`]: the attestation result as EAR.
+//! - [`token`]: the attestation result as EAR; [`jwks`]: its verification by whoever relies on it.
+//! - [`sealed`]: secrets that a host may carry and only an attested guest can open.
 //! - [`client`]: the guest's side of the protocol, one handshake for all that a VM needs.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -16,6 +17,7 @@ pub mod event_log;
 pub mod evidence;
 pub mod jcs;
 pub mod jwe;
+pub mod jwks;
 pub mod kbs;
 #[cfg(feature = "verify")]
 pub mod measure;
@@ -23,6 +25,7 @@ pub mod mismatch;
 pub mod report_data;
 pub mod resource;
 pub mod sample;
+pub mod sealed;
 pub mod snp;
 pub mod tdx;
 pub mod token;

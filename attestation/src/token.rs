@@ -1,5 +1,6 @@
 //! The attestation result: an EAR (draft-ietf-rats-ear) in a JWT signed with ES256, in the form that Trustee writes and reads. The
-//! header carries the verifier's public key as `jwk`; who relies on a token compares it with the key that it knows.
+//! header carries the verifier's public key as `jwk` and its `kid`; who relies on a token compares it with the key that it knows, or takes
+//! that from the broker's JWK set ([`crate::jwks`]).
 //!
 //! Evidence of type `sample` gets the status `contraindicated`, never `affirming`: not "nothing is known", which a careless reader might
 //! take for no objection, but a reason to refuse, with the hardware claim 97 (AR4SI: hardware not recognized). A broker in development
@@ -21,6 +22,7 @@ use p256::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -136,7 +138,9 @@ impl TokenSigner {
     pub fn jwk(&self) -> Value {
         let point = self.0.verifying_key().to_sec1_point(false);
         let bytes = point.as_bytes();
-        json!({"kty": "EC", "crv": "P-256", "alg": ALGORITHM, "x": url(&bytes[1..33]), "y": url(&bytes[33..65])})
+        let (x, y) = (url(&bytes[1..33]), url(&bytes[33..65]));
+        let kid = thumbprint(&x, &y);
+        json!({"kty": "EC", "crv": "P-256", "alg": ALGORITHM, "use": "sig", "kid": kid, "x": x, "y": y})
     }
 
     /// The public key.
@@ -174,11 +178,43 @@ impl TokenSigner {
                 },
             }},
         });
-        let header = json!({"alg": ALGORITHM, "typ": "JWT", "jwk": self.jwk()});
+        let jwk = self.jwk();
+        let header = json!({"alg": ALGORITHM, "typ": "JWT", "kid": jwk["kid"], "jwk": jwk});
         let signed = format!("{}.{}", url(header.to_string().as_bytes()), url(body.to_string().as_bytes()));
         let signature: Signature = self.0.sign(signed.as_bytes());
         format!("{signed}.{}", url(&signature.to_bytes()))
     }
+}
+
+/// The name of a P-256 key: its JWK thumbprint (RFC 7638) with SHA-256.
+pub(crate) fn thumbprint(x: &str, y: &str) -> String {
+    // Base64url needs no escapes.
+    url(&Sha256::digest(format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#)))
+}
+
+/// The claims of a token that `key` signed, whoever wrote it, and its header.
+pub(crate) fn signed(token: &str, key: &VerifyingKey) -> Result<Value, TokenError> {
+    let malformed = |what: &str| TokenError::Malformed(what.to_owned());
+    let (signed, signature) = token.rsplit_once('.').ok_or_else(|| malformed("not a JWT"))?;
+    let (_, body) = signed.split_once('.').ok_or_else(|| malformed("not a JWT"))?;
+    let signature = from_url(signature).and_then(|bytes| Signature::from_slice(&bytes).ok()).ok_or(TokenError::Signature)?;
+    key.verify(signed.as_bytes(), &signature).map_err(|_| TokenError::Signature)?;
+    let body = from_url(body).ok_or_else(|| malformed("claims are not base64url"))?;
+    serde_json::from_slice(&body).map_err(|e| malformed(&format!("claims: {e}")))
+}
+
+/// The header of a token, before anything of it is believed.
+pub(crate) fn header(token: &str) -> Result<Value, TokenError> {
+    let malformed = |what: &str| TokenError::Malformed(what.to_owned());
+    if token.len() > MAX_TOKEN {
+        return Err(malformed("too long"));
+    }
+    let header = token.split('.').next().and_then(from_url).ok_or_else(|| malformed("header is not base64url"))?;
+    let header: Value = serde_json::from_slice(&header).map_err(|e| malformed(&format!("header: {e}")))?;
+    if header["alg"] != ALGORITHM {
+        return Err(malformed("signed by something else than ES256"));
+    }
+    Ok(header)
 }
 
 /// Reads a token of ours that `key` signed and that has not expired `now` (seconds since 1970). The `jwk` in its header decides

@@ -4,12 +4,14 @@
 //! - `boot`: from the kernel's hand-over to a machine in which containers can run, and its end.
 //! - `service`: the RPCs, and the gate through which each of them passes.
 //! - `sandbox`, `pull`, `scratch`, `network`: what CreateSandbox and CreateContainer need.
+//! - `secrets`, `workload_api`: what the owner's broker gives to containers.
 //! - `forward`: the host's way to ports of the pod.
 //! - `containers`: their life; `child`: the single-threaded re-execution that makes their processes.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attester;
 mod boot;
+mod caller;
 mod child;
 mod containers;
 mod forward;
@@ -19,12 +21,14 @@ mod pull;
 mod reaper;
 mod sandbox;
 mod scratch;
+mod secrets;
 mod service;
 mod stages;
 mod sysctl;
 #[cfg(test)]
 mod test_support;
 mod vsock;
+mod workload_api;
 
 use anyhow::{Context, Result};
 use boot::{
@@ -34,7 +38,7 @@ use boot::{
 };
 use containers::{Containers, streams::Streams, volumes::Volumes};
 use log::{info, warn};
-use protocol::{guest_port, service::create_agent};
+use protocol::guest_port;
 use reaper::Reaper;
 use sandbox::{Machine, ScratchCell};
 use service::{Gate, Service};
@@ -100,7 +104,7 @@ async fn serve(modules: Arc<Modules>) -> Result<Never> {
     tokio::spawn(volumes.serve(vsock::listen(guest_port::VOLUME).context("volume port")?));
     let gate = Arc::new(Gate::default());
     tokio::spawn(forward::serve(vsock::listen(guest_port::FORWARD).context("forward port")?, gate.clone()));
-    let service = create_agent(Arc::new(Service::new(gate, machine.clone(), containers)));
+    let service = Service::guarded(gate, machine.clone(), containers);
     let mut server = Server::new().add_listener(Listener::new(vsock::incoming(rpc))).register_service(service);
     server.start().await.context("RPC service")?;
     // Only now: the host calls as soon as it has read this.

@@ -2,8 +2,8 @@
 
 use crate::{
     attester::{self, BindError},
-    boot::{clock, modules::Modules},
-    containers::ContainerError,
+    boot::{clock, modules::Modules, power},
+    containers::{Container, ContainerError},
     network::{self, NetworkError},
     pull::{Access, PulledImage, Puller},
     scratch::{Scratch, ScratchError},
@@ -13,9 +13,16 @@ use crate::{
 };
 use attestation::{Attester, BrokerClient, ClientError};
 use log::{info, warn};
-use policy::{ImageSettings, Initdata, InitdataError, Policy, PolicyError};
+use policy::{Denial, ImageSettings, Initdata, InitdataError, Ledger, PlaceId, Policy, PolicyError, Wanted};
 use protocol::api;
-use std::{fmt::Write, sync::Arc};
+use std::{
+    fmt::Write,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use thiserror::Error;
 use tokio::{sync::OnceCell, task::spawn_blocking};
 use transport::{HttpClient, HttpError};
@@ -32,6 +39,9 @@ pub enum SandboxError {
     /// The policy in it.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// What the policy does not allow.
+    #[error(transparent)]
+    Denied(#[from] Denial),
     /// The broker in it.
     #[error(transparent)]
     Broker(#[from] ClientError),
@@ -82,7 +92,11 @@ pub struct Sandbox {
     hostname: String,
     resolv_conf: String,
     policy: Policy,
+    ledger: Mutex<Ledger>,
+    /// Whether the time of `pod.complete_within_s` runs.
+    timed: AtomicBool,
     machine: Machine,
+    broker: Option<Arc<BrokerClient>>,
     puller: Puller,
 }
 
@@ -99,6 +113,7 @@ impl Sandbox {
         let attester = spawn_blocking(move || attester::bind(digest.as_deref())).await;
         let attester = attester.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
+        policy.network(request.interfaces.len(), request.routes.len())?;
         let settings = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         if let Err(e) = clock::set_forward(request.host_time) {
             warn!("clock: {e}");
@@ -128,13 +143,20 @@ impl Sandbox {
         }
         let digest = initdata.map(|(_, digest)| digest.to_string()).unwrap_or_default();
         info!(sandbox = request.sandbox_id, initdata = digest, broker = broker.is_some(); "sandbox created");
-        let (resolv_conf, access) = (resolv_conf(&request.dns), Access::new(settings, broker));
-        Ok((Self { hostname, resolv_conf, policy, machine, puller: Puller::new(Courier, access) }, digest))
+        let ledger = Mutex::new(Ledger::new(policy.clone()));
+        let (resolv_conf, access) = (resolv_conf(&request.dns), Access::new(settings, broker.clone()));
+        let (timed, puller) = (AtomicBool::new(false), Puller::new(Courier, access));
+        Ok((Self { hostname, resolv_conf, policy, ledger, timed, machine, puller, broker }, digest))
     }
 
     /// The name that containers see as theirs.
     pub fn hostname(&self) -> &str {
         &self.hostname
+    }
+
+    /// The owner's broker, where the initdata names one.
+    pub fn broker(&self) -> Option<&BrokerClient> {
+        self.broker.as_deref()
     }
 
     /// Where the pod's names are looked up, as text of resolv.conf(5); empty where nobody says.
@@ -145,6 +167,27 @@ impl Sandbox {
     /// What the host may ask for.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the place of a container, if the policy lets it be made now. The first one starts the time in which the pod must be complete.
+    pub fn admit(sandbox: &Arc<Self>, wanted: &Wanted) -> Result<Place, Denial> {
+        let id = sandbox.ledger().admit(wanted)?;
+        if let Some(seconds) = sandbox.policy.complete_within_s()
+            && !sandbox.timed.swap(true, Ordering::AcqRel)
+        {
+            let sandbox = sandbox.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+                if let Some(name) = sandbox.ledger().missing() {
+                    power::fatal(&format!("container {name:?} was not created within {seconds} s of the first (pod.complete_within_s)"));
+                }
+            });
+        }
+        Ok(Place { sandbox: sandbox.clone(), id, kept: AtomicBool::new(false) })
     }
 
     /// Kernel modules.
@@ -167,6 +210,52 @@ impl Sandbox {
     }
 }
 
+/// The place of a container in the policy's list, where it has one. Given back when it is dropped before its container is there.
+pub struct Place {
+    sandbox: Arc<Sandbox>,
+    id: Option<PlaceId>,
+    kept: AtomicBool,
+}
+
+impl Place {
+    /// The container is there: its place is kept until it is deleted, and its end is noted.
+    pub fn watch(container: &Arc<Container>) {
+        container.place().kept.store(true, Ordering::Release);
+        if container.place().id.is_some() {
+            let container = container.clone();
+            // Also where no host waits for it.
+            tokio::spawn(async move { container.wait("").await.map(drop) });
+        }
+    }
+
+    /// May its container have this at the workload API, beside what all may?
+    pub fn has_secret(&self, name: &str) -> bool {
+        self.id.is_some_and(|id| self.sandbox.ledger().rule(id).is_some_and(|rule| rule.has_secret(name)))
+    }
+
+    /// Its first process has ended.
+    pub fn ended(&self, status: u32) {
+        if let Some(id) = self.id {
+            self.sandbox.ledger().ended(id, status);
+        }
+    }
+
+    /// The container is gone.
+    pub fn deleted(&self) {
+        if let Some(id) = self.id {
+            self.sandbox.ledger().deleted(id);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let (Some(id), false) = (self.id, self.kept.load(Ordering::Acquire)) {
+            self.sandbox.ledger().give_back(id);
+        }
+    }
+}
+
 /// The file of these servers. Their bounds keep each word on its line.
 fn resolv_conf(dns: &api::Dns) -> String {
     let mut text = String::new();
@@ -186,6 +275,29 @@ fn broker(initdata: &Initdata, attester: Arc<dyn Attester>) -> Result<Option<Arc
     let Some(address) = initdata.broker()? else { return Ok(None) };
     let http = HttpClient::new(Arc::new(Courier), address.cert.as_deref())?;
     Ok(Some(Arc::new(BrokerClient::new(http, &address.url, attester, Some(initdata.toml().to_owned()))?)))
+}
+
+#[cfg(test)]
+impl Sandbox {
+    /// A sandbox with this policy and nothing else; `None` is the open door.
+    pub fn for_test(policy: Option<&str>) -> Arc<Self> {
+        let policy = policy.map_or_else(|| Policy::from_initdata(None), Policy::parse).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let root = std::os::fd::OwnedFd::from(std::fs::File::open(root.path()).unwrap());
+        let machine = Machine { modules: Arc::new(Modules::open(&root).unwrap()), scratch: Arc::default() };
+        let settings = ImageSettings::from_initdata(None).unwrap();
+        let (ledger, puller) = (Mutex::new(Ledger::new(policy.clone())), Puller::new(Courier, Access::new(settings, None)));
+        Arc::new(Self {
+            hostname: "pod".into(),
+            resolv_conf: String::new(),
+            policy,
+            ledger,
+            timed: AtomicBool::new(false),
+            machine,
+            broker: None,
+            puller,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@
 //! DELETE   /kbs/v0/resource/<r>/<t>/<t>   secret and rule
 //! PUT      /cloister/v0/rule/<r>/<t>/<t>  a rule alone
 //! GET      /cloister/v0/resources         names, lengths and rules, never a secret
+//! GET      /cloister/v0/refusals/<r>/<t>/<t>  why guests did not get it
+//! POST     /cloister/v0/token-key         a new key for tokens
+//! GET      /cloister/v0/audit             number and hash of the last line of the audit log
 //! ```
 
 mod client;
@@ -13,7 +16,7 @@ mod routes;
 
 pub use client::{AdminClient, AdminError};
 pub use key::{AdminKeyError, AdminToken};
-pub(crate) use routes::{delete, list, put, put_rule};
+pub(crate) use routes::{audit_head, delete, list, put, put_rule, refusals, rotate_token_key};
 
 /// Carries the rule of a resource in base64, beside the secret in the body: both are stored at once.
 pub const RULE_HEADER: &str = "cloister-release-rule";

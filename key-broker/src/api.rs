@@ -1,9 +1,11 @@
 //! The routes: those of KBS 0.4.0, the administrator's, health and counters.
 
 use crate::{
+    audit::Sync,
     broker::Shared,
     error::{self, ApiError},
     listener::Peer,
+    refusals::Refusal,
     release,
     session::{Attested, SessionError, Turn},
 };
@@ -11,7 +13,7 @@ use attestation::{
     Claims, ResourceUri, Tee, jwe,
     kbs::{self, Attestation, Challenge, Request, TokenReply},
     report_data,
-    token::{self, Ear},
+    token::Ear,
 };
 use axum::{
     Json, Router,
@@ -44,6 +46,10 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/kbs/v0/resource/{repository}/{kind}/{tag}", resource)
         .route("/cloister/v0/resources", get(crate::admin::list))
         .route("/cloister/v0/rule/{repository}/{kind}/{tag}", put(crate::admin::put_rule))
+        .route("/cloister/v0/refusals/{repository}/{kind}/{tag}", get(crate::admin::refusals))
+        .route("/cloister/v0/token-key", post(crate::admin::rotate_token_key))
+        .route("/cloister/v0/audit", get(crate::admin::audit_head))
+        .route("/.well-known/jwks.json", get(jwks))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics))
         .fallback(|| async { ApiError::path("no such path; this is a KBS 0.4.0 broker, its paths begin with /kbs/v0") })
@@ -52,6 +58,12 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 }
 
 async fn auth(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInfo<Peer>, body: Body) -> Result<Response, ApiError> {
+    shared.metrics.requests.add_one();
+    // Before anything is read: an address at its limit costs no more than its connection.
+    if let Err(wait) = shared.limiter.take(peer.0.ip(), Instant::now()) {
+        shared.metrics.limited.add_one();
+        return Err(ApiError::busy(format!("too many handshakes from this address; try again in {:.1} s", wait.as_secs_f64())));
+    }
     let request: Request = parse(body)?;
     if request.version != kbs::VERSION {
         let theirs: String = request.version.chars().take(32).collect();
@@ -68,8 +80,7 @@ async fn auth(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInfo<
     getrandom::fill(&mut id).map_err(ApiError::internal)?;
     getrandom::fill(&mut nonce).map_err(ApiError::internal)?;
     let (id, nonce) = (hex::encode(id), STANDARD.encode(nonce));
-    let opened = shared.sessions.open(id.clone(), nonce.clone(), request.tee, Instant::now());
-    opened.map_err(|e| ApiError::busy(e.to_string()))?;
+    shared.sessions.open(id.clone(), nonce.clone(), request.tee, Instant::now());
     shared.metrics.challenges.add_one();
     log::info!(peer:% = peer.0, session = tag(&id), tee:% = request.tee; "challenge given");
     Ok(with_cookie(&shared, &id, &Challenge { nonce, extra_params: "".into() }))
@@ -81,6 +92,7 @@ async fn attest(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    shared.metrics.requests.add_one();
     let id = session_id(&headers).ok_or_else(|| ApiError::attestation(SessionError::Unknown.to_string()))?;
     let attestation: Attestation = parse(body)?;
     let turn = shared.sessions.take(id, Instant::now()).map_err(|e| ApiError::attestation(e.to_string()))?;
@@ -95,10 +107,17 @@ async fn attest(
             let expires = issued + shared.session_lifetime.as_secs();
             let key = attestation.runtime_data.tee_pubkey;
             let ear = Ear { issued, expires, development: shared.development, claims, key };
-            let attested = Arc::new(Attested { token: shared.signer.sign(&ear, &nonce), ear });
+            let attested = Arc::new(Attested { token: shared.signers().sign(&ear, &nonce), ear });
             let stored = shared.sessions.attest(id, attested.clone(), Instant::now());
             stored.map_err(|e| ApiError::attestation(e.to_string()))?;
             shared.metrics.handshakes.add_one();
+            record(
+                &shared,
+                "attested",
+                &[("session", tag(id)), ("tee", tee.to_string().as_str()), ("launch_measurement", measurement.as_str())],
+                Sync::Later,
+            )
+            .await?;
             log::info!(peer:% = peer.0, session = tag(id), tee:% = tee, measurement = measurement, decision = "attested"; "handshake");
             Ok(with_cookie(&shared, id, &TokenReply { token: attested.token.clone() }))
         }
@@ -108,6 +127,23 @@ async fn attest(
             shared.sessions.close(id, Instant::now());
             shared.metrics.handshake_failures.add_one();
             log::warn!(peer:% = peer.0, session = tag(id), tee:% = tee, decision = "refused", reason = reason; "handshake");
+            shared.refusals.add(Refusal {
+                at: now(),
+                session: tag(id).into(),
+                peer: peer.0.ip().to_string(),
+                resource: String::new(),
+                tee: tee.to_string(),
+                launch_measurement: String::new(),
+                init_data: String::new(),
+                reason: reason.clone(),
+            });
+            record(
+                &shared,
+                "refused",
+                &[("session", tag(id)), ("tee", tee.to_string().as_str()), ("reason", reason.as_str())],
+                Sync::Later,
+            )
+            .await?;
             Err(ApiError::attestation(reason))
         }
     }
@@ -148,22 +184,49 @@ async fn resource(
     Path(path): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    shared.metrics.requests.add_one();
     let uri = uri(&path)?;
     let (session, ear) = caller(&shared, &headers)?;
     let measurement = hex::encode(&ear.claims.launch_measurement);
     let rule = shared.store.rule(&uri).map_err(ApiError::internal)?;
     let stored = shared.store.has_secret(&uri).map_err(ApiError::internal)?;
-    if let Err(reason) = release::decide(&ear.claims, rule.as_ref(), stored, shared.development) {
+    if let Err(reason) = release::decide(&ear.claims, rule.as_ref(), stored, shared.development, now()) {
         shared.metrics.refused.add_one();
         log::warn!(
             peer:% = peer.0, session = session, tee:% = ear.claims.tee, measurement = measurement, resource = uri.path(),
             decision = "refused", reason = reason; "resource"
         );
+        let what = [
+            ("session", session.as_str()),
+            ("resource", uri.path()),
+            ("launch_measurement", measurement.as_str()),
+            ("reason", reason.as_str()),
+        ];
+        record(&shared, "refused", &what, Sync::Later).await?;
+        shared.refusals.add(Refusal {
+            at: now(),
+            session,
+            peer: peer.0.ip().to_string(),
+            resource: uri.path().into(),
+            tee: ear.claims.tee.to_string(),
+            launch_measurement: measurement,
+            init_data: hex::encode(&ear.claims.init_data),
+            reason: reason.clone(),
+        });
         return Err(ApiError::denied(reason));
     }
     let secret = shared.store.secret(&uri).map_err(ApiError::internal)?;
     // Deleted in between.
     let secret = secret.ok_or_else(|| ApiError::denied("there is no such resource"))?;
+    let (tee, init_data) = (ear.claims.tee.to_string(), hex::encode(&ear.claims.init_data));
+    let what = [
+        ("session", session.as_str()),
+        ("resource", uri.path()),
+        ("tee", tee.as_str()),
+        ("launch_measurement", measurement.as_str()),
+        ("init_data", init_data.as_str()),
+    ];
+    record(&shared, "released", &what, Sync::Now).await?;
     let jwe = jwe::encrypt(&secret, &ear.key).map_err(ApiError::internal)?;
     shared.metrics.released.add_one();
     log::info!(
@@ -173,6 +236,25 @@ async fn resource(
     Ok(Json(jwe).into_response())
 }
 
+async fn jwks(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
+    Json(shared.signers().jwks())
+}
+
+/// Writes an event to the audit log, if there is one. What must be on disk is waited for on a thread that may wait.
+pub(crate) async fn record(shared: &Arc<Shared>, event: &'static str, members: &[(&str, &str)], sync: Sync) -> Result<(), ApiError> {
+    let Some(audit) = &shared.audit else { return Ok(()) };
+    if sync == Sync::Later {
+        return audit.write(event, members, sync).map_err(ApiError::internal);
+    }
+    let members: Vec<(String, String)> = members.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let shared = shared.clone();
+    let written = tokio::task::spawn_blocking(move || {
+        let members: Vec<(&str, &str)> = members.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        shared.audit.as_ref().map_or(Ok(()), |audit| audit.write(event, &members, sync))
+    });
+    written.await.map_err(ApiError::internal)?.map_err(ApiError::internal)
+}
+
 async fn metrics(State(shared): State<Arc<Shared>>) -> String {
     shared.metrics.text(shared.sessions.count(Instant::now()), shared.development)
 }
@@ -180,7 +262,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> String {
 /// Who asks for a resource: by token, if there is one, else by cookie. With the name for the log.
 fn caller(shared: &Shared, headers: &HeaderMap) -> Result<(String, Ear), ApiError> {
     if let Some(bearer) = bearer(headers) {
-        let ear = token::verify(bearer, shared.signer.verifying_key(), now()).map_err(|e| ApiError::attestation(e.to_string()))?;
+        let ear = shared.signers().verify(bearer, now()).map_err(|e| ApiError::attestation(e.to_string()))?;
         if ear.development && !shared.development {
             return Err(ApiError::attestation("token: issued when this broker was in development; attest again"));
         }

@@ -3,21 +3,26 @@
 use crate::{
     admin::AdminToken,
     api,
+    audit::{Audit, AuditError},
     listener::{BoundedListener, Peer},
     metrics::Metrics,
+    rate::{Limiter, Rate},
+    refusals::Refusals,
     session::Sessions,
+    signers::Signers,
     store::{Store, StoreError},
 };
-use attestation::{Tee, Verifier, sample::SampleVerifier, token::TokenSigner};
+use attestation::{Tee, Verifier, sample::SampleVerifier};
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::Notify};
+use tokio_rustls::TlsAcceptor;
 
 /// How long requests in flight may take to end when the broker stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,8 +39,14 @@ pub struct BrokerConfig {
     pub admin: Option<AdminToken>,
     /// Life of a session and of a token.
     pub session_lifetime: Duration,
-    /// Sessions at once.
+    /// Attested sessions at once, and challenges at once; beyond it the oldest goes.
     pub max_sessions: usize,
+    /// How often one address may begin a handshake.
+    pub rate: Rate,
+    /// File of the audit log; made when it is not there. Without one nothing is logged but to standard error.
+    pub audit: Option<PathBuf>,
+    /// Certificate and key, see [`crate::tls::server`]; without them plain HTTP is spoken.
+    pub tls: Option<TlsAcceptor>,
 }
 
 impl std::fmt::Debug for BrokerConfig {
@@ -54,6 +65,9 @@ impl BrokerConfig {
             admin: None,
             session_lifetime: Duration::from_secs(300),
             max_sessions: 10_000,
+            rate: Rate::default(),
+            audit: None,
+            tls: None,
         }
     }
 }
@@ -64,13 +78,19 @@ pub enum BrokerError {
     /// The store.
     #[error("broker store: {0}")]
     Store(#[from] StoreError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 /// What all requests share.
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) sessions: Sessions,
-    pub(crate) signer: TokenSigner,
+    pub(crate) signers: RwLock<Arc<Signers>>,
+    pub(crate) limiter: Limiter,
+    pub(crate) audit: Option<Audit>,
+    pub(crate) refusals: Refusals,
     pub(crate) verifiers: BTreeMap<Tee, Box<dyn Verifier>>,
     pub(crate) metrics: Metrics,
     pub(crate) admin: Option<AdminToken>,
@@ -78,9 +98,26 @@ pub(crate) struct Shared {
     pub(crate) session_lifetime: Duration,
 }
 
+impl Shared {
+    /// The keys of the tokens as they are now.
+    pub(crate) fn signers(&self) -> Arc<Signers> {
+        self.signers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes a new key for tokens; those that are out stay valid.
+    pub(crate) fn rotate_token_key(&self) -> Result<(), StoreError> {
+        // Held throughout, so that two rotations at once do not lose the key between them.
+        let mut signers = self.signers.write().unwrap_or_else(PoisonError::into_inner);
+        let new = self.store.rotate_token_signer()?;
+        *signers = Arc::new(Signers::new(new, self.store.previous_token_signer()?));
+        Ok(())
+    }
+}
+
 /// An open broker.
 pub struct Broker {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+    tls: Option<TlsAcceptor>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -93,7 +130,8 @@ impl Broker {
     /// Opens the store and everything else that a broker needs.
     pub fn open(config: BrokerConfig) -> Result<Self, BrokerError> {
         let store = Store::open(&config.store)?;
-        let signer = store.token_signer()?;
+        let signers = Signers::new(store.token_signer()?, store.previous_token_signer()?);
+        let audit = config.audit.as_deref().map(Audit::open).transpose()?;
         let mut verifiers: BTreeMap<Tee, Box<dyn Verifier>> = config.verifiers.into_iter().map(|v| (v.tee(), v)).collect();
         if config.development {
             log::warn!(
@@ -105,14 +143,17 @@ impl Broker {
         let shared = Shared {
             store,
             sessions: Sessions::new(config.max_sessions, config.session_lifetime),
-            signer,
+            signers: RwLock::new(Arc::new(signers)),
+            limiter: Limiter::new(config.rate),
+            audit,
+            refusals: Refusals::default(),
             verifiers,
             metrics: Metrics::default(),
             admin: config.admin,
             development: config.development,
             session_lifetime: config.session_lifetime,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), tls: config.tls })
     }
 
     /// The store, for a tool that works on it in the same process.
@@ -122,16 +163,16 @@ impl Broker {
 
     /// The public key of the tokens, as JWK, for those who verify them.
     pub fn token_jwk(&self) -> serde_json::Value {
-        self.shared.signer.jwk()
+        self.shared.signers().jwk()
     }
 
     /// Serves until `shutdown`; requests in flight then have a few seconds to end.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let service = api::router(self.shared.clone()).into_make_service_with_connect_info::<Peer>();
-        log::info!(address:% = listener.local_addr()?, development = self.shared.development; "broker serves");
+        log::info!(address:% = listener.local_addr()?, tls = self.tls.is_some(), development = self.shared.development; "broker serves");
         let stopping = Arc::new(Notify::new());
         let stop = stopping.clone();
-        let server = axum::serve(BoundedListener::new(listener), service).with_graceful_shutdown(async move {
+        let server = axum::serve(BoundedListener::new(listener, self.tls.clone()), service).with_graceful_shutdown(async move {
             shutdown.await;
             stop.notify_one();
         });

@@ -49,9 +49,9 @@ impl ApiError {
         Self { status, name: "InvalidRequest", detail: detail.into() }
     }
 
-    /// Too much at once.
+    /// Too often.
     pub(crate) fn busy(detail: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, name: "Busy", detail: detail.into() }
+        Self { status: StatusCode::TOO_MANY_REQUESTS, name: "TooManyRequests", detail: detail.into() }
     }
 
     /// Our own fault: the cause goes into the log, not to the peer.

@@ -1,5 +1,5 @@
 //! A listener that is bounded: so many connections at once, and so long for each. A peer that opens connections and says nothing
-//! costs no more than its share.
+//! costs no more than its share; with TLS, neither does one that begins a handshake: it is made by the connection's own task.
 
 use axum::{
     extract::connect_info::Connected,
@@ -19,6 +19,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
+use tokio_rustls::{Accept, TlsAcceptor, server::TlsStream};
 
 /// Connections at once; others wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -37,17 +38,17 @@ impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct BoundedListener {
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     places: Arc<Semaphore>,
     lifetime: Duration,
 }
 
 impl BoundedListener {
-    /// Bounds `listener`.
-    pub(crate) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), lifetime: LIFETIME }
+    /// Bounds `listener`; with `tls`, nothing else is spoken.
+    pub(crate) fn new(listener: TcpListener, tls: Option<TlsAcceptor>) -> Self {
+        Self { listener, tls, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), lifetime: LIFETIME }
     }
 }
 
@@ -59,7 +60,11 @@ impl Listener for BoundedListener {
         let place = self.places.clone().acquire_owned().await.ok();
         // axum's own accept waits out errors such as "too many open files".
         let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Connection { stream, end: Box::pin(sleep(self.lifetime)), _place: place }, address)
+        let io = match &self.tls {
+            None => Io::Plain(stream),
+            Some(tls) => Io::Handshake(Box::new(tls.accept(stream))),
+        };
+        (Connection { io, end: Box::pin(sleep(self.lifetime)), _place: place }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -67,15 +72,39 @@ impl Listener for BoundedListener {
     }
 }
 
+/// What is spoken on a connection.
+enum Io {
+    Plain(TcpStream),
+    Handshake(Box<Accept<TcpStream>>),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
 /// A connection with its end.
-#[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    io: Io,
     end: Pin<Box<Sleep>>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
+/// Both kinds of streams.
+trait Both: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Both for T {}
+
 impl Connection {
+    /// The stream, when its handshake has been made.
+    fn poll_stream(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&mut dyn Both>> {
+        if let Io::Handshake(accept) = &mut self.io {
+            let stream = ready!(Pin::new(accept).poll(context))?;
+            self.io = Io::Tls(Box::new(stream));
+        }
+        Poll::Ready(match &mut self.io {
+            Io::Plain(stream) => Ok(stream),
+            Io::Tls(stream) => Ok(stream),
+            // Left above.
+            Io::Handshake(_) => Err(io::ErrorKind::InvalidData.into()),
+        })
+    }
+
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self.end.as_mut().poll(context) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
@@ -87,22 +116,26 @@ impl Connection {
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.check(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        Pin::new(ready!(self.poll_stream(context))?).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check(context)?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        Pin::new(ready!(self.poll_stream(context))?).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(ready!(self.poll_stream(context))?).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        // A peer that never made its handshake is not waited for.
+        if let Io::Handshake(_) = self.io {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(Pin::new(ready!(self.poll_stream(context))?).poll_shutdown(context))?;
         Poll::Ready(Ok(()))
     }
 }
@@ -116,7 +149,7 @@ mod tests {
     async fn a_silent_connection_ends() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut listener = BoundedListener { lifetime: Duration::from_millis(100), ..BoundedListener::new(listener) };
+        let mut listener = BoundedListener { lifetime: Duration::from_millis(100), ..BoundedListener::new(listener, None) };
         assert_eq!(listener.local_addr().unwrap(), address);
         let mut peer = TcpStream::connect(address).await.unwrap();
         let (mut connection, _) = listener.accept().await;

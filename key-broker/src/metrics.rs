@@ -8,6 +8,10 @@ use std::{
 /// What the broker has done since its start.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
+    /// Challenges not given, for a peer's sake that begins too often.
+    pub(crate) limited: Counter,
+    /// Requests of the protocol: the round trips of guests.
+    pub(crate) requests: Counter,
     /// Challenges given.
     pub(crate) challenges: Counter,
     /// Handshakes that ended with a token.
@@ -34,6 +38,8 @@ impl Metrics {
     /// The text, with the present number of sessions.
     pub(crate) fn text(&self, sessions: usize, development: bool) -> String {
         let counters = [
+            ("requests_total", "Requests of the protocol: auth, attest, resource.", &self.requests),
+            ("rate_limited_total", "Challenges not given because the peer begins too often.", &self.limited),
             ("challenges_total", "Challenges given.", &self.challenges),
             ("handshakes_total", "Handshakes that ended with a token.", &self.handshakes),
             ("handshake_failures_total", "Handshakes whose evidence did not count.", &self.handshake_failures),

@@ -4,7 +4,7 @@ use crate::rule::Rule;
 use attestation::{Claims, Tee};
 
 /// Whether a guest with these claims gets a resource with this rule; else why not, on one line.
-pub(crate) fn decide(claims: &Claims, rule: Option<&Rule>, stored: bool, development: bool) -> Result<(), String> {
+pub(crate) fn decide(claims: &Claims, rule: Option<&Rule>, stored: bool, development: bool, now: u64) -> Result<(), String> {
     // Asked here too, although such a guest gets no session: a token that was issued in development lives on after a restart.
     if claims.tee == Tee::Sample && !development {
         return Err(sample_refused());
@@ -13,6 +13,7 @@ pub(crate) fn decide(claims: &Claims, rule: Option<&Rule>, stored: bool, develop
         let detail = if stored { "it has no release rule, so nobody gets it" } else { "there is no such resource" };
         return Err(format!("{detail}; store it with a release rule"));
     };
+    rule.in_force(now)?;
     rule.check(claims)?;
     if claims.tee == Tee::Tpm && !rule.names_tpm() && !development {
         return Err(
@@ -45,10 +46,10 @@ mod tests {
         };
         let digest = format!("sha256:{}", "02".repeat(32)).parse().unwrap();
         let rule = Rule::exactly(Tee::Tpm, &[1; 32], &digest).unwrap();
-        assert_eq!(decide(&claims, Some(&rule), true, true), Ok(()));
-        assert!(decide(&claims, Some(&rule), true, false).unwrap_err().contains("tpm.ak"));
+        assert_eq!(decide(&claims, Some(&rule), true, true, 0), Ok(()));
+        assert!(decide(&claims, Some(&rule), true, false, 0).unwrap_err().contains("tpm.ak"));
         let named = Rule::parse(&format!("{}\n[tpm]\nak = '{}'\n", rule.text(), "03".repeat(32))).unwrap();
-        assert_eq!(decide(&claims, Some(&named), true, false), Ok(()));
+        assert_eq!(decide(&claims, Some(&named), true, false, 0), Ok(()));
     }
 
     #[test]
@@ -62,12 +63,12 @@ mod tests {
         };
         let digest = format!("sha256:{}", "02".repeat(32)).parse().unwrap();
         let rule = Rule::exactly(Tee::Sample, &[1; 48], &digest).unwrap();
-        assert_eq!(decide(&claims, Some(&rule), true, true), Ok(()));
-        assert!(decide(&claims, Some(&rule), true, false).unwrap_err().contains("proves nothing"));
-        assert!(decide(&claims, None, true, true).unwrap_err().contains("no release rule"));
-        assert!(decide(&claims, None, false, true).unwrap_err().contains("no such resource"));
-        assert!(decide(&claims, Some(&rule), false, true).unwrap_err().contains("no content"));
+        assert_eq!(decide(&claims, Some(&rule), true, true, 0), Ok(()));
+        assert!(decide(&claims, Some(&rule), true, false, 0).unwrap_err().contains("proves nothing"));
+        assert!(decide(&claims, None, true, true, 0).unwrap_err().contains("no release rule"));
+        assert!(decide(&claims, None, false, true, 0).unwrap_err().contains("no such resource"));
+        assert!(decide(&claims, Some(&rule), false, true, 0).unwrap_err().contains("no content"));
         let other = Claims { init_data: vec![3; 32], ..claims };
-        assert!(decide(&other, Some(&rule), true, true).unwrap_err().contains("init_data is 0303"));
+        assert!(decide(&other, Some(&rule), true, true, 0).unwrap_err().contains("init_data is 0303"));
     }
 }

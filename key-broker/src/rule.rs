@@ -4,9 +4,10 @@
 //! tee = ["snp", "tdx"]                   # kind of hardware
 //! launch_measurement = ["5f3a…"]         # what was started: hex, as `cloister measure` prints it
 //! init_data = ["sha256:9c1e…"]           # under which configuration and policy: digest of the initdata
+//! valid_until = 2027-12-31               # optional, as is valid_from
 //! ```
 //!
-//! All three must be there and must match; within one, any entry will do. There is no entry that means "anything". A single value
+//! The first three must be there and must match; within one, any entry will do. There is no entry that means "anything". A single value
 //! may stand without the brackets.
 //!
 //! A kind of hardware has a table of its own for what else is wanted of it, [`attestation::snp::requirements`] for `[snp]`
@@ -25,6 +26,7 @@
 //! tpm.ak = "6b1f…"                       # SHA-256 of the key, as `cloister check --launch` shows it
 //! ```
 
+use crate::validity::{self, Validity};
 use attestation::{
     Claims, Details, Tee,
     mismatch::{mismatch, shown},
@@ -57,6 +59,7 @@ pub struct Rule {
     tdx: tdx::Requirements,
     /// SHA-256 of the attestation keys of TPMs; empty where none is named.
     tpm_ak: Vec<Vec<u8>>,
+    validity: Validity,
 }
 
 /// `"x"` or `["x", "y"]`.
@@ -76,6 +79,10 @@ struct Document {
     snp: Option<snp::Requirements>,
     tdx: Option<tdx::Requirements>,
     tpm: Option<TpmTable>,
+    #[serde(default)]
+    valid_from: Option<toml::value::Datetime>,
+    #[serde(default)]
+    valid_until: Option<toml::value::Datetime>,
 }
 
 #[derive(Deserialize)]
@@ -145,7 +152,9 @@ impl Rule {
         if !tpm_ak.is_empty() && !tee.contains(&Tee::Tpm) {
             return Err(RuleError("there is a table [tpm], but tee does not name tpm".into()));
         }
-        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data, snp, tdx, tpm_ak })
+        let validity = validity::Written { valid_from: document.valid_from, valid_until: document.valid_until };
+        let validity = Validity::read(validity).map_err(RuleError)?;
+        Ok(Self { text: text.to_owned(), tee, launch_measurement, init_data, snp, tdx, tpm_ak, validity })
     }
 
     /// The rule that releases to this TEE, this measurement (raw digest) and this initdata.
@@ -163,6 +172,11 @@ impl Rule {
     /// Whether the rule says whose TPM is meant.
     pub(crate) fn names_tpm(&self) -> bool {
         !self.tpm_ak.is_empty()
+    }
+
+    /// Whether the rule counts `now` (seconds since 1970); else why not.
+    pub fn in_force(&self, now: u64) -> Result<(), String> {
+        self.validity.covers(now)
     }
 
     /// Whether the rule releases to a guest with these claims; else, on one line: which claim, what it is, what the rule wants, what

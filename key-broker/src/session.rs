@@ -1,5 +1,8 @@
 //! Sessions, bounded in number and in time. A challenge is for one attempt: it is taken out before the evidence is looked at, so that
 //! two requests side by side cannot both use it, and a failed attempt leaves nothing to try again with.
+//!
+//! Challenges and attested sessions have a bound each. At its bound the oldest goes: a flood of challenges costs other guests at most a
+//! handshake that takes longer than the flood needs to fill the table, and never those that have attested.
 
 use attestation::{Tee, token::Ear};
 use std::{
@@ -9,12 +12,12 @@ use std::{
 };
 use thiserror::Error;
 
+/// How long a challenge may wait for its answer: hardware that is asked by many takes its time.
+const CHALLENGE: Duration = Duration::from_secs(120);
+
 /// Why there is no session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum SessionError {
-    /// The bound is reached and none is old enough to go.
-    #[error("too many handshakes at once, try again in a minute")]
-    Full,
     /// Not ours, or forgotten.
     #[error("session unknown or expired; start again with auth")]
     Unknown,
@@ -59,8 +62,27 @@ enum State {
 #[derive(Debug, Default)]
 struct Table {
     sessions: HashMap<String, State>,
-    /// By age; the lifetime is the same for all, so the oldest expires first.
-    order: VecDeque<(Instant, String)>,
+    /// By age; the lifetime is the same for all of a queue, so the oldest expires first. The queues keep the ids of closed sessions until
+    /// they are old or pushed out, so it is they that are bounded.
+    challenges: VecDeque<(Instant, String)>,
+    attested: VecDeque<(Instant, String)>,
+}
+
+impl Table {
+    /// Forgets the oldest challenge, unless it has become an attested session meanwhile.
+    fn drop_challenge(&mut self) {
+        if let Some((_, id)) = self.challenges.pop_front()
+            && !matches!(self.sessions.get(&id), Some(State::Attested(_)))
+        {
+            self.sessions.remove(&id);
+        }
+    }
+
+    fn drop_attested(&mut self) {
+        if let Some((_, id)) = self.attested.pop_front() {
+            self.sessions.remove(&id);
+        }
+    }
 }
 
 /// All sessions.
@@ -72,22 +94,20 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// At most `max` sessions of `lifetime`.
+    /// At most `max` challenges, and as many attested sessions of `lifetime`.
     pub(crate) fn new(max: usize, lifetime: Duration) -> Self {
         Self { table: Mutex::default(), max, lifetime }
     }
 
     /// A new session for a challenge.
-    pub(crate) fn open(&self, id: String, nonce: String, tee: Tee, now: Instant) -> Result<(), SessionError> {
+    pub(crate) fn open(&self, id: String, nonce: String, tee: Tee, now: Instant) {
         self.with(now, |table| {
-            // The order keeps the ids of closed sessions until they are old, so it is what is bounded.
-            if table.order.len() >= self.max {
-                return Err(SessionError::Full);
+            while table.challenges.len() >= self.max {
+                table.drop_challenge();
             }
-            table.order.push_back((now, id.clone()));
+            table.challenges.push_back((now, id.clone()));
             table.sessions.insert(id, State::Challenged { nonce, tee });
-            Ok(())
-        })
+        });
     }
 
     /// Takes the challenge out of a session.
@@ -108,6 +128,10 @@ impl Sessions {
     pub(crate) fn attest(&self, id: &str, attested: Arc<Attested>, now: Instant) -> Result<(), SessionError> {
         self.with(now, |table| {
             *table.sessions.get_mut(id).ok_or(SessionError::Unknown)? = State::Attested(attested);
+            while table.attested.len() >= self.max {
+                table.drop_attested();
+            }
+            table.attested.push_back((now, id.to_owned()));
             Ok(())
         })
     }
@@ -135,10 +159,14 @@ impl Sessions {
     fn with<T>(&self, now: Instant, work: impl FnOnce(&mut Table) -> T) -> T {
         // No code under this lock leaves the table half changed, so a panic elsewhere does not spoil it.
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        while table.order.front().is_some_and(|(opened, _)| now.saturating_duration_since(*opened) >= self.lifetime) {
-            if let Some((_, id)) = table.order.pop_front() {
-                table.sessions.remove(&id);
-            }
+        let old = |queue: &VecDeque<(Instant, String)>, lifetime: Duration| {
+            queue.front().is_some_and(|(since, _)| now.saturating_duration_since(*since) >= lifetime)
+        };
+        while old(&table.challenges, self.lifetime.min(CHALLENGE)) {
+            table.drop_challenge();
+        }
+        while old(&table.attested, self.lifetime) {
+            table.drop_attested();
         }
         work(&mut table)
     }
@@ -161,14 +189,14 @@ mod tests {
     #[test]
     fn a_challenge_is_for_one_attempt() {
         let (sessions, now) = (Sessions::new(10, LIFETIME), Instant::now());
-        sessions.open("a".into(), "nonce".into(), Tee::Sample, now).unwrap();
+        sessions.open("a".into(), "nonce".into(), Tee::Sample, now);
         assert_eq!(sessions.attested("a", now).unwrap_err(), SessionError::NotAttested);
         assert!(matches!(sessions.take("a", now), Ok(Turn::Challenge { nonce, tee: Tee::Sample }) if nonce == "nonce"));
         assert_eq!(sessions.take("a", now).unwrap_err(), SessionError::Used);
         sessions.attest("a", attested(), now).unwrap();
         assert!(matches!(sessions.take("a", now), Ok(Turn::Attested(_))));
         assert_eq!(sessions.attested("a", now).unwrap().token, "t");
-        sessions.open("b".into(), "nonce".into(), Tee::Sample, now).unwrap();
+        sessions.open("b".into(), "nonce".into(), Tee::Sample, now);
         sessions.take("b", now).unwrap();
         sessions.close("b", now);
         assert_eq!(sessions.take("b", now).unwrap_err(), SessionError::Unknown);
@@ -178,16 +206,29 @@ mod tests {
     #[test]
     fn sessions_are_bounded_in_number_and_time() {
         let (sessions, now) = (Sessions::new(2, LIFETIME), Instant::now());
+        let later = |seconds| now + Duration::from_secs(seconds);
         let open = |id: &str, now| sessions.open(id.into(), "n".into(), Tee::Sample, now);
-        open("a", now).unwrap();
-        open("b", now + Duration::from_secs(1)).unwrap();
-        assert_eq!(open("c", now + Duration::from_secs(2)), Err(SessionError::Full));
-        // Closing does not make room at once: a flood of failing attempts must not drive memory either.
-        sessions.close("a", now + Duration::from_secs(2));
-        assert_eq!(open("c", now + Duration::from_secs(2)), Err(SessionError::Full));
-        open("c", now + LIFETIME).unwrap();
-        assert_eq!(sessions.count(now + LIFETIME), 2);
-        assert_eq!(sessions.take("b", now + Duration::from_secs(301)).unwrap_err(), SessionError::Unknown);
-        assert_eq!(sessions.count(now + LIFETIME + LIFETIME), 0);
+        let attest = |id: &str, now| sessions.take(id, now).and_then(|_| sessions.attest(id, attested(), now));
+        open("a", now);
+        attest("a", later(1)).unwrap();
+        for id in ["b", "c", "d", "e"] {
+            open(id, later(2));
+        }
+        assert_eq!(sessions.take("b", later(2)).unwrap_err(), SessionError::Unknown, "the oldest challenges went");
+        assert!(sessions.attested("a", later(2)).is_ok(), "a flood of challenges does not push out who has attested");
+        assert_eq!(sessions.count(later(2)), 3);
+        attest("d", later(3)).unwrap();
+        attest("e", later(3)).unwrap();
+        assert_eq!(sessions.attested("a", later(3)).unwrap_err(), SessionError::Unknown, "the oldest of more than two");
+        open("f", later(3));
+        assert_eq!(sessions.take("f", later(3) + CHALLENGE).unwrap_err(), SessionError::Unknown);
+        assert!(sessions.attested("e", later(3) + CHALLENGE).is_ok());
+        assert_eq!(sessions.count(later(3) + LIFETIME), 0);
+        // Closing and opening again and again grows nothing.
+        for n in 0..100 {
+            open(&n.to_string(), later(400));
+            sessions.close(&n.to_string(), later(400));
+        }
+        assert_eq!(sessions.table.lock().unwrap().challenges.len(), 2);
     }
 }

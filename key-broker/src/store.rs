@@ -4,7 +4,10 @@
 //! The file is readable by its owner only. It is not encrypted: whoever can read it has the secrets, so it belongs on the owner's
 //! side, never on a node.
 
-use crate::rule::{Rule, RuleError};
+use crate::{
+    rule::{Rule, RuleError},
+    target::Target,
+};
 use attestation::{ResourceUri, token::TokenSigner};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::{
@@ -26,6 +29,9 @@ const KEYS: TableDefinition<&str, &[u8]> = TableDefinition::new("keys");
 
 /// The signing key of the tokens.
 const TOKEN_KEY: &str = "token";
+
+/// The key before it.
+const PREVIOUS_TOKEN_KEY: &str = "token.previous";
 
 /// Longest secret, in bytes.
 pub const MAX_SECRET: usize = 1 << 20;
@@ -68,8 +74,8 @@ pub enum StoreError {
 /// One line of the list.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Entry {
-    /// `kbs:///…`.
-    pub resource: ResourceUri,
+    /// `kbs:///…`, or a pattern for which there is a rule.
+    pub resource: Target,
     /// Length of the secret; `None` where there is a rule only.
     pub bytes: Option<u64>,
     /// Text of the rule; `None` where there is none, and nobody gets the secret.
@@ -114,6 +120,24 @@ impl Store {
         Ok(signer)
     }
 
+    /// The signing key before the present one, if there was one.
+    pub fn previous_token_signer(&self) -> Result<Option<TokenSigner>, StoreError> {
+        let stored = self.read(|t| Ok(t.open_table(KEYS)?.get(PREVIOUS_TOKEN_KEY)?.map(|key| Zeroizing::new(key.value().to_vec()))))?;
+        Ok(stored.map(|bytes| TokenSigner::from_bytes(&bytes)).transpose()?)
+    }
+
+    /// Makes a new signing key; the present one becomes the previous.
+    pub fn rotate_token_signer(&self) -> Result<TokenSigner, StoreError> {
+        let (old, new) = (self.token_signer()?, TokenSigner::generate()?);
+        self.write(|t| {
+            let mut keys = t.open_table(KEYS)?;
+            keys.insert(PREVIOUS_TOKEN_KEY, old.to_bytes().as_slice())?;
+            keys.insert(TOKEN_KEY, new.to_bytes().as_slice())?;
+            Ok(())
+        })?;
+        Ok(new)
+    }
+
     /// Stores a secret. With a rule, both change at once; without, the rule that is there stays, and if there is none the secret is
     /// released to nobody.
     pub fn put(&self, resource: &ResourceUri, secret: &[u8], rule: Option<&Rule>) -> Result<(), StoreError> {
@@ -129,13 +153,13 @@ impl Store {
         })
     }
 
-    /// Stores or replaces a rule alone.
-    pub fn put_rule(&self, resource: &ResourceUri, rule: &Rule) -> Result<(), StoreError> {
+    /// Stores or replaces a rule alone, of a resource or of a pattern.
+    pub fn put_rule(&self, resource: &Target, rule: &Rule) -> Result<(), StoreError> {
         self.write(|t| t.open_table(RULES)?.insert(resource.path(), rule.text()).map(drop).map_err(Into::into))
     }
 
     /// Removes secret and rule; says whether there was either.
-    pub fn delete(&self, resource: &ResourceUri) -> Result<bool, StoreError> {
+    pub fn delete(&self, resource: &Target) -> Result<bool, StoreError> {
         self.write(|t| {
             let secret = t.open_table(SECRETS)?.remove(resource.path())?.is_some();
             let rule = t.open_table(RULES)?.remove(resource.path())?.is_some();
@@ -153,9 +177,17 @@ impl Store {
         self.read(|t| Ok(t.open_table(SECRETS)?.get(resource.path())?.map(|value| Zeroizing::new(value.value().to_vec()))))
     }
 
-    /// A rule.
+    /// The rule of a resource: its own, else that of the narrowest pattern. One rule counts; they do not add up.
     pub fn rule(&self, resource: &ResourceUri) -> Result<Option<Rule>, StoreError> {
-        let text = self.read(|t| Ok(t.open_table(RULES)?.get(resource.path())?.map(|value| value.value().to_owned())))?;
+        let text = self.read(|t| {
+            let rules = t.open_table(RULES)?;
+            for path in Target::candidates(resource) {
+                if let Some(text) = rules.get(path.as_str())? {
+                    return Ok(Some(text.value().to_owned()));
+                }
+            }
+            Ok(None)
+        })?;
         let rule = text.as_deref().map(Rule::parse).transpose();
         rule.map_err(|source| StoreError::Rule { resource: resource.to_string(), source })
     }
@@ -175,7 +207,7 @@ impl Store {
             Ok(())
         })?;
         // Only valid paths are ever stored.
-        let entry = |(path, (bytes, rule)): (String, _)| Some(Entry { resource: ResourceUri::from_path(&path).ok()?, bytes, rule });
+        let entry = |(path, (bytes, rule)): (String, _)| Some(Entry { resource: format!("kbs:///{path}").parse().ok()?, bytes, rule });
         Ok(entries.into_iter().filter_map(entry).collect())
     }
 
@@ -241,16 +273,45 @@ mod tests {
         store.put(&uri("a"), b"one", Some(&rule(1))).unwrap();
         store.put(&uri("a"), b"two", None).unwrap();
         assert_eq!(store.rule(&uri("a")).unwrap().unwrap().text(), rule(1).text());
-        store.put_rule(&uri("a"), &rule(2)).unwrap();
-        store.put_rule(&uri("z"), &rule(2)).unwrap();
+        store.put_rule(&uri("a").into(), &rule(2)).unwrap();
+        store.put_rule(&uri("z").into(), &rule(2)).unwrap();
         assert_eq!(store.secret(&uri("a")).unwrap().unwrap().as_slice(), b"two");
         let list = store.list().unwrap();
         assert_eq!(list.len(), 2);
-        assert_eq!(list[0], Entry { resource: uri("a"), bytes: Some(3), rule: Some(rule(2).text().to_owned()) });
+        assert_eq!(list[0], Entry { resource: uri("a").into(), bytes: Some(3), rule: Some(rule(2).text().to_owned()) });
         assert_eq!(list[1].bytes, None);
-        assert!(store.delete(&uri("a")).unwrap());
-        assert!(!store.delete(&uri("a")).unwrap());
+        assert!(store.delete(&uri("a").into()).unwrap());
+        assert!(!store.delete(&uri("a").into()).unwrap());
         assert!(store.secret(&uri("a")).unwrap().is_none() && store.rule(&uri("a")).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_pattern_counts_where_a_resource_has_no_rule_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let text = |tag: &str| store.rule(&uri(tag)).unwrap().map(|rule| rule.text().to_owned());
+        store.put(&uri("a"), b"1", None).unwrap();
+        assert_eq!(text("a"), None);
+        store.put_rule(&"kbs:///default/*/*".parse().unwrap(), &rule(1)).unwrap();
+        assert_eq!(text("a"), Some(rule(1).text().to_owned()));
+        store.put_rule(&"kbs:///default/key/*".parse().unwrap(), &rule(2)).unwrap();
+        assert_eq!(text("a"), Some(rule(2).text().to_owned()));
+        store.put_rule(&uri("a").into(), &rule(3)).unwrap();
+        assert_eq!(text("a"), Some(rule(3).text().to_owned()));
+        assert_eq!(text("b"), Some(rule(2).text().to_owned()));
+        assert_eq!(store.list().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_new_token_key_keeps_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let first = store.token_signer().unwrap().to_bytes();
+        assert!(store.previous_token_signer().unwrap().is_none());
+        let second = store.rotate_token_signer().unwrap().to_bytes();
+        assert_ne!(first, second);
+        assert_eq!(store.token_signer().unwrap().to_bytes(), second);
+        assert_eq!(store.previous_token_signer().unwrap().unwrap().to_bytes(), first);
     }
 
     #[test]

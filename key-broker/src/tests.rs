@@ -1,6 +1,6 @@
 //! Whole handshakes over TCP: the guest's client against the broker, and requests that no client of ours would send.
 
-use crate::{AdminClient, AdminToken, Broker, BrokerConfig, Rule};
+use crate::{AdminClient, AdminToken, Broker, BrokerConfig, Rate, Rule};
 use attestation::{
     Attester, BrokerClient, Details, Jwe, ResourceUri, Tee, TeeKey,
     kbs::{Attestation, Challenge, ErrorBody, InitData, RuntimeData, TeeEvidence, TokenReply},
@@ -15,6 +15,7 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use transport::{HttpClient, TcpDialer, read_body};
 
 mod handshake;
+mod load;
 mod service;
 
 const MEASUREMENT: [u8; 48] = [0x5a; 48];

@@ -3,11 +3,15 @@
 //!
 //! - [`initdata`]: parse, digest and pack initdata 0.1.0.
 //! - [`image_settings`]: how images are got and judged: signatures, credentials, mirrors, proxies, keys.
-//! - [`workload`]: the typed policy and its decisions, each refusal one line.
+//! - [`workload`]: the typed policy and its decisions, each refusal one line; [`container`]: what each container of a pod is, exactly;
+//!   [`ledger`]: which of them are there; [`explain`]: the policy in sentences.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod container;
+pub mod explain;
 pub mod image_settings;
 pub mod initdata;
+pub mod ledger;
 pub mod workload;
 
 mod allow;
@@ -15,7 +19,10 @@ mod digest;
 mod rules;
 
 pub use allow::Allow;
+pub use container::{ContainerRule, DEFAULT_CAPABILITIES, Image, Wanted};
 pub use digest::{Algorithm, DigestError, InitdataDigest};
 pub use image_settings::{ImageSettings, ProxySettings, Text};
 pub use initdata::{BrokerAddress, Initdata, InitdataError};
+pub use ledger::{Ledger, PlaceId};
+pub use rules::ImageRule;
 pub use workload::{Denial, Overrides, Policy, PolicyError, Stdio};

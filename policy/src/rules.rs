@@ -1,29 +1,35 @@
-//! `policy.toml` as it is written; what each key means stands in [`crate::workload`].
+//! `policy.toml` as it is written; what each key means stands in [`crate::workload`] and [`crate::container`].
 
-use crate::{allow::Allow, initdata::one_line};
+use crate::{allow::Allow, container::ContainerRule, initdata::one_line};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Entries of any list in a policy.
 const MAX_ENTRIES: usize = 1024;
 
+/// Longest time that a pod may take to be complete, in seconds: a day.
+const MAX_COMPLETE_WITHIN_S: u32 = 86_400;
+
 /// A policy that cannot be used. The agent then starts nothing.
 #[derive(Debug, Error)]
 #[error("policy.toml in the initdata: {0}")]
 pub struct PolicyError(String);
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// An image that may run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ImageRule {
-    pub(crate) digest: String,
+pub struct ImageRule {
+    /// `sha256:…` of the manifest, or of the index above it.
+    pub digest: String,
+    /// Narrows it to references into this repository, without tag and digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) repository: Option<String>,
+    pub repository: Option<String>,
     /// Some of its layers may be plain while others are encrypted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) mixed: bool,
+    pub mixed: bool,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct AllowRules {
     pub(crate) args: Allow<Vec<String>>,
@@ -35,11 +41,14 @@ pub(crate) struct AllowRules {
     pub(crate) devices: Allow<String>,
     pub(crate) sysctls: Allow<String>,
     pub(crate) privileged: bool,
+    pub(crate) copy_in: Allow<String>,
     pub(crate) exec: Allow<Vec<String>>,
     pub(crate) signals: Allow<u32>,
+    pub(crate) secrets: Allow<String>,
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,
     pub(crate) output: bool,
+    pub(crate) stats: bool,
     pub(crate) share_processes: bool,
     pub(crate) port_forward: Allow<u16>,
 }
@@ -56,23 +65,45 @@ impl Default for AllowRules {
             devices: Allow::default(),
             sysctls: Allow::default(),
             privileged: false,
+            copy_in: Allow::default(),
             exec: Allow::default(),
             signals: Allow::default(),
+            secrets: Allow::default(),
             terminal: false,
             stdin: false,
-            // Output is what the workload itself chose to print; a job whose result cannot be seen is rarely what is wanted.
+            // Output is what the workload itself chose to print; a job whose result cannot be seen is rarely what is wanted. Numbers
+            // of processes, pages and processor time are what a host can count from outside anyway.
             output: true,
+            stats: true,
             share_processes: false,
             port_forward: Allow::default(),
         }
     }
 }
 
+/// What holds for all containers together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PodRules {
+    pub(crate) order: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) complete_within_s: Option<u32>,
+    pub(crate) network: bool,
+}
+
+impl Default for PodRules {
+    fn default() -> Self {
+        Self { order: false, complete_within_s: None, network: true }
+    }
+}
+
 /// `policy.toml` as it is written.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Rules {
     pub(crate) image: Vec<ImageRule>,
+    pub(crate) pod: PodRules,
+    pub(crate) container: Vec<ContainerRule>,
     pub(crate) allow: AllowRules,
 }
 
@@ -86,35 +117,69 @@ impl Rules {
 
     /// What the types cannot say.
     fn check(&self) -> Result<(), PolicyError> {
+        let allow = &self.allow;
         let lengths = [
             ("image", Some(self.image.len())),
-            ("allow.args", self.allow.args.length()),
-            ("allow.env", self.allow.env.length()),
-            ("allow.user", self.allow.user.length()),
-            ("allow.cwd", self.allow.cwd.length()),
-            ("allow.capabilities", self.allow.capabilities.length()),
-            ("allow.mounts", self.allow.mounts.length()),
-            ("allow.devices", self.allow.devices.length()),
-            ("allow.sysctls", self.allow.sysctls.length()),
-            ("allow.exec", self.allow.exec.length()),
-            ("allow.signals", self.allow.signals.length()),
-            ("allow.port_forward", self.allow.port_forward.length()),
+            ("container", Some(self.container.len())),
+            ("allow.args", allow.args.length()),
+            ("allow.env", allow.env.length()),
+            ("allow.user", allow.user.length()),
+            ("allow.cwd", allow.cwd.length()),
+            ("allow.capabilities", allow.capabilities.length()),
+            ("allow.mounts", allow.mounts.length()),
+            ("allow.sysctls", allow.sysctls.length()),
+            ("allow.copy_in", allow.copy_in.length()),
+            ("allow.exec", allow.exec.length()),
+            ("allow.signals", allow.signals.length()),
+            ("allow.secrets", allow.secrets.length()),
+            ("allow.devices", allow.devices.length()),
+            ("allow.port_forward", allow.port_forward.length()),
         ];
         if let Some((key, _)) = lengths.iter().find(|(_, length)| length.is_some_and(|n| n > MAX_ENTRIES)) {
             return Err(PolicyError(format!("{key}: more than {MAX_ENTRIES} entries")));
         }
-        for rule in &self.image {
-            let digits = rule.digest.strip_prefix("sha256:").unwrap_or_default();
-            if digits.len() != 64 || digits.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err(PolicyError(format!("image.digest {:?}: expected sha256: and 64 lower-case hex digits", short(&rule.digest))));
-            }
-            if let Some(name) = &rule.repository
-                && repository(name) != name
-            {
-                return Err(PolicyError(format!("image.repository {:?}: without tag and digest", short(name))));
+        self.image.iter().try_for_each(|rule| rule.check("image"))?;
+        for (index, rule) in self.container.iter().enumerate() {
+            rule.check()?;
+            if self.container[..index].iter().any(|earlier| earlier.name == rule.name) {
+                return Err(PolicyError(format!("container.name {:?}: used twice", short(&rule.name))));
             }
         }
-        Ok(())
+        if !self.image.is_empty() && !self.container.is_empty() {
+            return Err(PolicyError("[[image]] beside [[container]]: each [[container]] names its image; remove [[image]]".into()));
+        }
+        let pod = &self.pod;
+        if self.container.is_empty() && (pod.order || pod.complete_within_s.is_some()) {
+            return Err(PolicyError("pod.order and pod.complete_within_s need [[container]] entries to be about".into()));
+        }
+        match pod.complete_within_s {
+            Some(0) => Err(PolicyError("pod.complete_within_s: at least 1".into())),
+            Some(seconds) if seconds > MAX_COMPLETE_WITHIN_S => {
+                Err(PolicyError(format!("pod.complete_within_s: at most {MAX_COMPLETE_WITHIN_S}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ImageRule {
+    pub(crate) fn check(&self, key: &str) -> Result<(), PolicyError> {
+        let digits = self.digest.strip_prefix("sha256:").unwrap_or_default();
+        if digits.len() != 64 || digits.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(PolicyError(format!("{key}.digest {:?}: expected sha256: and 64 lower-case hex digits", short(&self.digest))));
+        }
+        match &self.repository {
+            Some(name) if repository(name) != name => {
+                Err(PolicyError(format!("{key}.repository {:?}: without tag and digest", short(name))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PolicyError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
     }
 }
 
@@ -139,6 +204,7 @@ mod tests {
 
     #[test]
     fn malformed_policies_are_refused() {
+        let container = format!("[[container]]\nname = \"a\"\nimage.digest = {DIGEST:?}\n");
         let cases = [
             ("[allow]\nargs = 1\n", "true, false or a list"),
             ("[allow]\nexecs = true\n", "execs"),
@@ -147,11 +213,21 @@ mod tests {
             (&format!("[[image]]\ndigest = {DIGEST:?}\nrepository = \"x:1\"\n"), "without tag"),
             (&format!("[allow]\nsignals = [{}]\n", "1,".repeat(MAX_ENTRIES + 1)), "allow.signals"),
             ("images = []\n", "images"),
+            ("[[container]]\nname = \"a\"\n", "image"),
+            (&format!("{container}{container}"), "used twice"),
+            (&format!("{container}[[image]]\ndigest = {DIGEST:?}\n"), "remove [[image]]"),
+            (&format!("{container}env = [\"=x\"]\n"), "container \"a\": env"),
+            (&format!("{container}args = []\n"), "container \"a\": args"),
+            (&format!("{container}user = \"app\"\n"), "container \"a\": user"),
+            (&format!("{container}drop_capabilities = [\"CHOWN\"]\n"), "CAP_"),
+            (&format!("{container}[pod]\ncomplete_within_s = 0\n"), "at least 1"),
+            ("[pod]\norder = true\n", "need [[container]]"),
         ];
         for (text, wanted) in cases {
             let error = Rules::parse(text).unwrap_err().to_string();
             assert!(error.contains(wanted) && !error.contains('\n'), "{text:?}: {error}");
         }
+        assert!(Rules::parse(&container).is_ok());
     }
 
     #[test]

@@ -1,43 +1,57 @@
 //! The typed policy of a workload, `policy.toml` in the initdata, and its decisions.
 //!
 //! ```toml
-//! [[image]]                          # without any [[image]]: every image that verifies
-//! digest = "sha256:9f2c…"            # of the manifest
+//! [[image]]                          # without any [[image]] and [[container]]: every image that verifies
+//! digest = "sha256:9f2c…"            # of the manifest, or of the index above it
 //! repository = "ghcr.io/acme/api"    # narrows it further
 //! mixed = true                       # some of its layers may be plain while others are encrypted
 //!
+//! [[container]]                      # what must be, exactly: see [`crate::container`]
+//!
+//! [pod]
+//! order = true                       # [[container]] entries are created in the order of the file
+//! complete_within_s = 60             # all of them within this time of the first, or the machine ends
+//! network = false                    # no interface and no route
+//!
 //! [allow]                            # what the host may change or do; each is false, true or a list
 //! args = [["/bin/api", "--verbose"]] # whole command lines
-//! env = ["TZ", "MODE=batch"]         # a name with any value, or a name with this value
+//! env = ["TZ", "KUBERNETES_*", "MODE=batch"] # a name or its beginning with any value, or a name with this value
 //! user = ["1000:1000"]
 //! cwd = ["/srv"]
 //! capabilities = ["CAP_NET_ADMIN"]   # beyond the runtime's default set
-//! mounts = ["/etc/resolv.conf"]      # by destination; what the host fills them with is its choice
+//! mounts = ["/etc/resolv.conf", "/tmp:noexec"] # by destination; what the host fills them with is its choice
 //! devices = ["/dev/tpm0"]            # of the guest; a host has none to give
 //! sysctls = ["net.core.somaxconn=1024"] # of the pod's network: a name with any value, or a name with this value
 //! privileged = false                 # every device of the guest, and its /sys writable: the container then is the guest
+//! copy_in = ["/etc/tls", "/etc/app.toml=sha256:…"] # files: anything below a path, or one with this content
 //! exec = false                       # whole command lines
 //! signals = [1, 10]                  # beyond INT, QUIT, KILL and TERM
+//! secrets = ["kbs:///acme/api/*", "token"] # what containers may have at 127.0.0.1:8006
 //! terminal = false
 //! stdin = false
 //! output = true                      # stdout and stderr reach the host
+//! stats = true                       # numbers of processes, memory and processor time reach the host
 //! share_processes = false            # containers of the pod see each other's processes
 //! port_forward = false               # ports of the pod's loopback
 //! ```
 //!
-//! Three doors, from the widest:
+//! Every entry of a list is compared whole; there are no regular expressions, and `*` stands only at an end.
+//!
+//! Four doors, from the widest:
 //! 1. no initdata: whatever the host asks for is done. The evidence says so, and no broker releases anything to it;
 //! 2. initdata without `policy.toml`: any image that verifies, as its own config describes it: nothing changed, no exec, no
 //!    stdin, no terminal; its output reaches the host. Which image that can usefully be is decided by the release of its keys;
-//! 3. initdata with `policy.toml`: that, and what is written there.
+//! 3. initdata with `policy.toml`: that, and what is written under `[allow]`;
+//! 4. with `[[container]]` entries: these containers and no others.
 //!
 //! An entry under `[[image]]` needs a digest. A repository alone would be no rule at all: the name is the host's word.
 
 pub use crate::rules::PolicyError;
 use crate::{
     allow::Allow,
+    container::{ContainerRule, Image},
     initdata::Initdata,
-    rules::{Rules, repository, short},
+    rules::{AllowRules, Rules, repository, short},
 };
 use thiserror::Error;
 
@@ -72,11 +86,17 @@ pub struct Overrides {
     pub cwd: Option<String>,
     /// Capabilities beyond the default set, `CAP_…`.
     pub capabilities: Vec<String>,
-    /// Destinations of mounts beyond the default set.
+    /// Capabilities of the default set that it is not to have.
+    pub dropped_capabilities: Vec<String>,
+    /// Destinations of mounts beyond the default set, with options that are not the usual ones.
     pub mounts: Vec<String>,
+    /// A read-only root file system. That alone is no denial: it takes away.
+    pub read_only: bool,
+    /// Set-user-id programs gain nothing. That alone is no denial: it takes away.
+    pub no_new_privileges: bool,
     /// Devices of the guest beyond the usual ones.
     pub devices: Vec<String>,
-    /// Parameters of the pod's network, name and value.
+    /// Kernel parameters of the IPC namespace and of the pod's network, name and value.
     pub sysctls: Vec<(String, String)>,
     /// All devices of the guest.
     pub privileged: bool,
@@ -122,32 +142,69 @@ impl Policy {
         self.rules.is_none()
     }
 
-    /// May this image run? `reference` is as the host wrote it, `digest` (`sha256:…`) that of the manifest as verified.
-    pub fn image(&self, reference: &str, digest: &str) -> Result<(), Denial> {
+    /// The containers that the policy lists; none where it does not list them.
+    pub fn containers(&self) -> &[ContainerRule] {
+        self.rules.as_ref().map_or(&[], |rules| &rules.container)
+    }
+
+    /// Seconds in which all containers must have been created, counted from the first.
+    pub fn complete_within_s(&self) -> Option<u32> {
+        self.rules.as_ref().and_then(|rules| rules.pod.complete_within_s)
+    }
+
+    pub(crate) fn in_order(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.pod.order)
+    }
+
+    /// What a closed door lets through; `None` for the open one.
+    pub(crate) fn closed(&self) -> Option<&AllowRules> {
+        self.rules.as_ref().map(|rules| &rules.allow)
+    }
+
+    pub(crate) fn rules(&self) -> Option<&Rules> {
+        self.rules.as_ref()
+    }
+
+    /// May this image run?
+    pub fn image(&self, image: &Image) -> Result<(), Denial> {
         let Some(rules) = &self.rules else { return Ok(()) };
-        if rules.image.is_empty() {
+        let listed: Vec<_> = rules.image.iter().chain(rules.container.iter().map(|container| &container.image)).collect();
+        if listed.is_empty() || listed.iter().any(|rule| rule.covers(image)) {
             return Ok(());
         }
-        let asked = || format!("image {} with manifest {}", short(reference), short(digest));
-        let Some(_) = rules.image.iter().find(|rule| rule.digest == digest) else {
-            return Err(denial(asked(), "no [[image]] has this digest", format!("add one with digest = {:?}", short(digest))));
-        };
-        let repository = repository(reference);
-        let named = rules.image.iter().any(|r| r.digest == digest && r.repository.as_deref().is_none_or(|name| name == repository));
-        if named {
-            return Ok(());
+        let digest = image.digests.first().map(|digest| short(digest)).unwrap_or_default();
+        let asked = format!("image {} with manifest {digest}", short(&image.reference));
+        if !listed.iter().any(|rule| rule.has_digest(image)) {
+            let key = if rules.container.is_empty() { "[[image]]" } else { "[[container]]" };
+            return Err(denial(asked, &format!("no {key} has this digest"), format!("add one with digest = {digest:?}")));
         }
         Err(denial(
-            asked(),
-            "the [[image]] with this digest names another repository",
-            format!("set its repository = {:?} or remove that key", short(repository)),
+            asked,
+            "the entry with this digest names another repository",
+            format!("set its repository = {:?} or remove that key", short(repository(&image.reference))),
         ))
+    }
+
+    /// May the pod have this network?
+    pub fn network(&self, interfaces: usize, routes: usize) -> Result<(), Denial> {
+        let off = self.rules.as_ref().is_some_and(|rules| !rules.pod.network);
+        if off && interfaces + routes > 0 {
+            let asked = format!("a network of {interfaces} interfaces and {routes} routes");
+            return Err(denial(asked, "pod.network is false", "set pod.network = true".into()));
+        }
+        Ok(())
     }
 
     /// May some layers of this image be plain while others are encrypted? `digests` are those of its manifest and of the index above
     /// it. Only where the owner pinned the image: else whoever holds the registry could put a layer over the encrypted ones.
     pub fn mixed(&self, digests: &[&str]) -> bool {
-        self.rules.as_ref().is_some_and(|rules| rules.image.iter().any(|rule| rule.mixed && digests.contains(&rule.digest.as_str())))
+        self.rules.as_ref().is_some_and(|rules| {
+            rules
+                .image
+                .iter()
+                .chain(rules.container.iter().map(|c| &c.image))
+                .any(|rule| rule.mixed && digests.contains(&rule.digest.as_str()))
+        })
     }
 
     /// May the host change these things?
@@ -159,7 +216,7 @@ impl Policy {
             return Err(not_allowed(format!("command line {}", list(args)), "args", &list(args)));
         }
         for (name, value) in &overrides.env {
-            if !allow.env.allows(|entry| covers(entry, name, value)) {
+            if !allow.env.allows(|entry| covers_env(entry, name, value)) {
                 // The value may be a secret of the host's side; it is not repeated.
                 return Err(not_allowed(format!("environment variable {}", short(name)), "env", &format!("{:?}", short(name))));
             }
@@ -185,7 +242,7 @@ impl Policy {
             one(&Some(device.clone()), &allow.devices, "device", "devices")?;
         }
         for (name, value) in &overrides.sysctls {
-            if !allow.sysctls.allows(|entry| covers(entry, name, value)) {
+            if !allow.sysctls.allows(|entry| covers_env(entry, name, value)) {
                 let setting = short(&format!("{name}={value}"));
                 return Err(not_allowed(format!("sysctl {setting}"), "sysctls", &format!("{setting:?}")));
             }
@@ -244,13 +301,62 @@ impl Policy {
         }
         Err(not_allowed(format!("signal {number}"), "signals", &number.to_string()))
     }
+
+    /// May the host put a file with this content (`sha256:…`) at this path of a container?
+    pub fn copy_in(&self, path: &str, digest: &str) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        if allow.copy_in.allows(|entry| covers_file(entry, path, digest)) {
+            return Ok(());
+        }
+        let entry = format!("{:?}", format!("{}={}", short(path), short(digest)));
+        Err(not_allowed(format!("file {} with content {}", short(path), short(digest)), "copy_in", &entry))
+    }
+
+    /// May the host know how many processes there are and what they use?
+    pub fn stats(&self) -> Result<(), Denial> {
+        match &self.rules {
+            Some(rules) if !rules.allow.stats => Err(denial("statistics".into(), "allow.stats is false", "set allow.stats = true".into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether containers may have anything at all at the workload API.
+    pub fn gives_secrets(&self) -> bool {
+        let any = |rules: &Rules| rules.allow.secrets != Allow::All(false) || rules.container.iter().any(|c| !c.secrets.is_empty());
+        self.rules.as_ref().is_some_and(any)
+    }
+
+    /// May every container have this at the workload API: the path of a resource (`kbs:///…`), `token` or `evidence`? Without initdata there
+    /// is nothing to be had.
+    pub fn secret(&self, name: &str) -> Result<(), Denial> {
+        if self.rules.as_ref().is_some_and(|rules| rules.allow.secrets.allows(|entry| covers_secret(entry, name))) {
+            return Ok(());
+        }
+        Err(not_allowed(format!("{} at the workload API", short(name)), "secrets", &format!("{:?}", short(name))))
+    }
 }
 
-/// Whether an entry `NAME` or `NAME=value` of a list is about this.
-fn covers(entry: &str, name: &str, value: &str) -> bool {
+/// `NAME=value`, `NAME` with any value, or `BEGINNING*` of a name with any value.
+pub(crate) fn covers_env(entry: &str, name: &str, value: &str) -> bool {
     match entry.split_once('=') {
         Some((n, v)) => n == name && v == value,
-        None => entry == name,
+        None => entry.strip_suffix('*').map_or(entry == name, |beginning| name.starts_with(beginning)),
+    }
+}
+
+/// A name, or a beginning of one with `*` at its end.
+pub(crate) fn covers_secret(entry: &str, name: &str) -> bool {
+    entry.strip_suffix('*').map_or(entry == name, |beginning| name.starts_with(beginning))
+}
+
+/// `path=sha256:…`, or a path at or below which anything may be. `..` never gets there.
+pub(crate) fn covers_file(entry: &str, path: &str, digest: &str) -> bool {
+    if path.split('/').any(|part| part == "..") {
+        return false;
+    }
+    match entry.split_once("=sha256:") {
+        Some((p, hex)) => p == path && digest.strip_prefix("sha256:") == Some(hex),
+        None => path.strip_prefix(entry.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
     }
 }
 
@@ -267,7 +373,7 @@ fn not_allowed(asked: String, key: &str, entry: &str) -> Denial {
 }
 
 /// A command line as TOML writes it, bounded.
-fn list(args: &[String]) -> String {
+pub(crate) fn list(args: &[String]) -> String {
     let shown: Vec<String> = args.iter().take(16).map(|a| format!("{:?}", short(a))).collect();
     let more = if args.len() > 16 { ", …" } else { "" };
     short(&format!("[{}{more}]", shown.join(", ")))
@@ -282,6 +388,10 @@ mod tests {
 
     fn strings(list: &[&str]) -> Vec<String> {
         list.iter().map(|s| (*s).to_owned()).collect()
+    }
+
+    fn image(reference: &str, digest: &str) -> Image {
+        Image { reference: reference.into(), digests: vec![digest.into()] }
     }
 
     /// One override each, so that a test can go through all of them.
@@ -310,7 +420,7 @@ mod tests {
             assert_eq!(policy.overrides(&overrides), Ok(()), "{key}");
         }
         assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
-        assert_eq!(policy.image("x", OTHER), Ok(()));
+        assert_eq!(policy.image(&image("x", OTHER)), Ok(()));
         assert_eq!(policy.signal(10), Ok(()));
         assert_eq!(policy.port_forward(80), Ok(()));
         assert_eq!(policy.stdio(Stdio { stdin: true, output: true, terminal: true }), Ok(()));
@@ -321,7 +431,7 @@ mod tests {
         let (initdata, _) = Initdata::parse_toml("version = \"0.1.0\"\nalgorithm = \"sha256\"\n").unwrap();
         let policy = Policy::from_initdata(Some(&initdata)).unwrap();
         assert!(!policy.is_open());
-        assert_eq!(policy.image("anything:1", OTHER), Ok(()));
+        assert_eq!(policy.image(&image("anything:1", OTHER)), Ok(()));
         assert_eq!(policy.overrides(&Overrides::default()), Ok(()));
         assert_eq!(policy.stdio(Stdio { output: true, ..Stdio::default() }), Ok(()));
         for (key, overrides) in each_override() {
@@ -348,13 +458,13 @@ mod tests {
     #[test]
     fn images_are_known_by_digest() {
         let policy = Policy::parse(&format!("[[image]]\ndigest = {DIGEST:?}\nrepository = \"127.0.0.1:5000/demo\"\n")).unwrap();
-        assert_eq!(policy.image("127.0.0.1:5000/demo:1", DIGEST), Ok(()));
-        assert_eq!(policy.image(&format!("127.0.0.1:5000/demo@{DIGEST}"), DIGEST), Ok(()));
-        let text = policy.image("127.0.0.1:5000/demo:1", OTHER).unwrap_err().to_string();
+        assert_eq!(policy.image(&image("127.0.0.1:5000/demo:1", DIGEST)), Ok(()));
+        assert_eq!(policy.image(&image(&format!("127.0.0.1:5000/demo@{DIGEST}"), DIGEST)), Ok(()));
+        let text = policy.image(&image("127.0.0.1:5000/demo:1", OTHER)).unwrap_err().to_string();
         assert!(text.contains(OTHER) && text.contains("add one with digest"), "{text}");
-        let text = policy.image("127.0.0.1:5000/evil:1", DIGEST).unwrap_err().to_string();
+        let text = policy.image(&image("127.0.0.1:5000/evil:1", DIGEST)).unwrap_err().to_string();
         assert!(text.contains("another repository"), "{text}");
-        let text = policy.image("a\nb", OTHER).unwrap_err().to_string();
+        let text = policy.image(&image("a\nb", OTHER)).unwrap_err().to_string();
         assert!(!text.contains('\n'), "{text}");
     }
 
@@ -393,5 +503,38 @@ mod tests {
         assert_eq!(policy.port_forward(8080), Ok(()));
         assert!(policy.port_forward(8081).unwrap_err().to_string().contains("allow.port_forward"));
         assert!(policy.stdio(Stdio { output: true, ..Stdio::default() }).is_err());
+    }
+
+    #[test]
+    fn a_beginning_is_anchored_and_a_value_is_whole() {
+        for (entry, name, value, covered) in [
+            ("FOO=ok", "FOO", "ok", true),
+            ("FOO=ok", "FOO", "ok;evil", false),
+            ("FOO=ok", "FOO", "evilok", false),
+            ("FOO", "FOOBAR", "x", false),
+            ("KUBERNETES_*", "KUBERNETES_SERVICE_HOST", "10.0.0.1", true),
+            ("KUBERNETES_*", "XKUBERNETES_", "x", false),
+            ("A.B", "AxB", "x", false),
+        ] {
+            assert_eq!(covers_env(entry, name, value), covered, "{entry} {name}={value}");
+        }
+    }
+
+    #[test]
+    fn network_statistics_and_secrets() {
+        let policy =
+            Policy::parse("[pod]\nnetwork = false\n[allow]\nstats = false\nsecrets = [\"kbs:///acme/api/*\", \"token\"]\n").unwrap();
+        assert_eq!(policy.network(0, 0), Ok(()));
+        assert!(policy.network(1, 0).unwrap_err().to_string().contains("pod.network"));
+        assert!(policy.network(0, 1).is_err());
+        assert!(policy.stats().unwrap_err().to_string().contains("allow.stats"));
+        for (name, allowed) in
+            [("kbs:///acme/api/db", true), ("token", true), ("evidence", false), ("kbs:///acme/other/x", false), ("tokens", false)]
+        {
+            assert_eq!(policy.secret(name).is_ok(), allowed, "{name}");
+        }
+        let open = Policy::from_initdata(None).unwrap();
+        assert_eq!((open.network(9, 9), open.stats()), (Ok(()), Ok(())));
+        assert!(open.secret("token").is_err(), "nothing was attested");
     }
 }

@@ -1,20 +1,23 @@
 //! The OCI bundle that the agent makes for libcontainer: everything in it is the agent's own choice.
 
-use crate::containers::{
-    cgroup::Cgroup,
-    derive::{Derived, default_capabilities},
-    device_nodes::Node,
-    devices::Access,
-    host_spec::HostSpec,
-    mounts::{Binds, Wanted},
-    pod::Shared,
-    volumes::Bind,
+use crate::{
+    containers::{
+        cgroup::Cgroup,
+        derive::{Derived, capability_sets},
+        device_nodes::Node,
+        devices::Access,
+        host_spec::HostSpec,
+        mounts::{Binds, Wanted, is_size, named_options},
+        pod::Shared,
+        volumes::Bind,
+    },
+    secrets::Opened,
 };
 use oci_spec::{
     OciSpecError,
     runtime::{
-        Capabilities, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process,
-        ProcessBuilder, Root, RootBuilder, Spec, User, UserBuilder,
+        Capabilities, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Mount,
+        MountBuilder, Process, ProcessBuilder, Root, RootBuilder, Spec, User, UserBuilder,
     },
 };
 use std::path::Path;
@@ -60,13 +63,15 @@ pub struct Bundle<'a> {
     pub host: &'a HostSpec,
     /// The process.
     pub process: &'a Derived,
+    /// What was sealed in its environment.
+    pub secrets: &'a Opened,
     /// The hostname inside.
     pub hostname: &'a str,
     /// What the host's bind mounts become.
     pub binds: &'a Binds,
     /// Devices of the guest beyond the usual ones.
     pub devices: &'a [Node],
-    /// Whether the host may weaken what is hidden: only where nothing is protected from it anyway.
+    /// Whether the host may choose what no policy speaks of: only where nothing is protected from it anyway.
     pub open: bool,
     /// What is its pod's.
     pub shared: &'a Shared,
@@ -81,7 +86,7 @@ impl Bundle<'_> {
         spec.set_root(Some(root));
         // In the machine's own namespace it is set already, and libcontainer refuses to set it there.
         spec.set_hostname((!self.shared.uts).then(|| self.hostname.to_owned()));
-        spec.set_process(Some(process(self.process, &self.host.process)?));
+        spec.set_process(Some(process(self.process, &self.host.process, self.secrets, self.open)?));
         spec.set_mounts(Some(self.mounts()?));
         spec.set_linux(Some(self.linux()?));
         spec.set_hooks(None);
@@ -109,8 +114,13 @@ impl Bundle<'_> {
         for wanted in &self.host.mounts.list {
             match wanted {
                 Wanted::Tmpfs { destination, options } => {
+                    let size = |option: &&String| option.split_once('=').is_some_and(|(key, _)| is_size(key));
+                    let chosen = match self.open {
+                        true => options.clone(),
+                        false => [named_options(options), options.iter().filter(size).cloned().collect()].concat(),
+                    };
                     // Never a way to devices, whatever the host's options leave out.
-                    let options = [options.clone(), owned(&["nosuid", "nodev"])].concat();
+                    let options = [chosen, owned(&["nosuid", "nodev"])].concat();
                     mounts.push(mount(destination, "tmpfs", "tmpfs", options)?);
                 }
                 Wanted::Kernel { typ, destination } => {
@@ -134,7 +144,7 @@ impl Bundle<'_> {
         linux.set_cgroups_path(Some(Cgroup::spec_path(self.name)));
         // The agent writes them itself, as it does when they change.
         linux.set_resources(None);
-        linux.set_seccomp(self.host.seccomp.clone());
+        linux.set_seccomp(self.seccomp());
         linux.set_devices(Some(self.devices.iter().map(Node::to_oci).collect::<Result<_, _>>()?));
         linux.set_uid_mappings(None);
         linux.set_gid_mappings(None);
@@ -146,6 +156,12 @@ impl Bundle<'_> {
         linux.set_masked_paths(Some(self.paths(MASKED, self.host.masked_paths.as_ref())));
         linux.set_readonly_paths(Some(self.paths(READONLY, self.host.readonly_paths.as_ref())));
         Ok(linux)
+    }
+
+    /// The host's filter of system calls, where the door is open. Behind a closed one it would be a weapon: a filter that answers
+    /// "done" to setuid(2), or makes it fail, changes what a program is, and no policy could list it.
+    pub fn seccomp(&self) -> Option<LinuxSeccomp> {
+        self.host.seccomp.clone().filter(|_| self.open)
     }
 
     /// The network is the machine's, which is the pod; so is whatever else is shared, but for processes, among which the agent's would be.
@@ -170,17 +186,14 @@ impl Bundle<'_> {
         self.host.devices == Access::All
     }
 
-    /// The host may add to what is hidden; it may take away only where the door is open, or the policy makes the container the guest.
+    /// What is hidden is the host's choice where the door is open, or where the policy makes the container the guest. Behind a closed one it
+    /// could hide the file in which a program's own rules stand.
     fn paths(&self, default: &[&str], wanted: Option<&Vec<String>>) -> Vec<String> {
-        if self.privileged() && wanted.is_none() {
-            return Vec::new();
+        match wanted {
+            None if self.privileged() => Vec::new(),
+            Some(wanted) if self.open || self.privileged() => wanted.clone(),
+            _ => default.iter().map(|p| (*p).to_owned()).collect(),
         }
-        if let (true, Some(wanted)) = (self.open || self.privileged(), wanted) {
-            return wanted.clone();
-        }
-        let mut paths: Vec<String> = default.iter().map(|p| (*p).to_owned()).collect();
-        paths.extend(wanted.into_iter().flatten().filter(|p| !default.contains(&p.as_str())).cloned());
-        paths
     }
 }
 
@@ -188,12 +201,13 @@ fn mount(destination: &str, typ: &str, source: &str, options: Vec<String>) -> Re
     MountBuilder::default().destination(destination).typ(typ).source(source).options(options).build()
 }
 
-/// The OCI process of a derived one. `host` says what is not a matter of the image: capabilities, rlimits, the terminal.
-pub fn process(derived: &Derived, host: &Process) -> Result<Process, OciSpecError> {
+/// The OCI process of a derived one. `host` says what is not a matter of the image: rlimits, the terminal, and, where the door is `open`,
+/// the capability sets as they stand and the umask.
+pub fn process(derived: &Derived, host: &Process, secrets: &Opened, open: bool) -> Result<Process, OciSpecError> {
     let mut user: User =
         UserBuilder::default().uid(derived.ids.uid).gid(derived.ids.gid).additional_gids(derived.ids.groups.clone()).build()?;
-    user.set_umask(host.user().umask().filter(|mask| *mask <= 0o777));
-    let mut env = derived.env.clone();
+    user.set_umask(host.user().umask().filter(|mask| open && *mask <= 0o777));
+    let mut env = secrets.apply(&derived.env);
     if !env.iter().any(|e| e.starts_with("HOME=")) {
         env.push(format!("HOME={}", derived.home));
     }
@@ -203,13 +217,13 @@ pub fn process(derived: &Derived, host: &Process) -> Result<Process, OciSpecErro
         .args(derived.args.clone())
         .env(env)
         .cwd(&derived.cwd)
-        .capabilities(host.capabilities().as_ref().map_or_else(default_capabilities, five_sets))
+        .capabilities(host.capabilities().as_ref().filter(|_| open).map_or_else(|| capability_sets(&derived.capabilities), five_sets))
         .rlimits(host.rlimits().clone().unwrap_or_default())
         .oom_score_adj(host.oom_score_adj().unwrap_or(0).clamp(MIN_OOM_SCORE, 1000))
         .build()?;
     process.set_console_size(host.console_size());
     // An unset and a false flag differ for libcontainer: they decide when the system call filter is installed.
-    process.set_no_new_privileges(host.no_new_privileges().filter(|set| *set));
+    process.set_no_new_privileges(Some(derived.no_new_privileges).filter(|set| *set));
     Ok(process)
 }
 
@@ -234,11 +248,13 @@ mod tests {
     use serde_json::json;
 
     fn spec(host: &HostSpec, open: bool) -> Spec {
-        let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), ..Derived::default() };
+        let capabilities = ["CAP_CHOWN".to_owned()].into();
+        let process = Derived { args: vec!["/bin/x".into()], cwd: "/".into(), capabilities, ..Derived::default() };
         Bundle {
             name: "c1",
             host,
             process: &process,
+            secrets: &Opened::default(),
             hostname: "pod",
             binds: &Binds::new(),
             devices: &[],
@@ -274,6 +290,7 @@ mod tests {
             name: "c1",
             host: &host,
             process: &process,
+            secrets: &Opened::default(),
             hostname: "pod",
             binds: &binds,
             devices: &[],
@@ -302,7 +319,7 @@ mod tests {
         let host = host(json!({"maskedPaths": ["/proc/mine"], "readonlyPaths": []}));
         let masked = |open| spec(&host, open).linux().as_ref().unwrap().masked_paths().clone().unwrap();
         assert_eq!(masked(true), ["/proc/mine"]);
-        assert!(masked(false).contains(&"/proc/kcore".to_owned()) && masked(false).contains(&"/proc/mine".to_owned()));
+        assert!(masked(false).contains(&"/proc/kcore".to_owned()) && !masked(false).contains(&"/proc/mine".to_owned()));
         let readonly = spec(&host, false).linux().as_ref().unwrap().readonly_paths().clone().unwrap();
         assert!(readonly.contains(&"/proc/sysrq-trigger".to_owned()));
     }
@@ -353,11 +370,16 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_without_capabilities_gets_the_default_ones() {
+    fn a_closed_door_makes_the_capability_sets_itself() {
         let mut host = host(json!({}));
         host.process.set_capabilities(None);
-        let spec = spec(&host, true);
-        let capabilities = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
-        assert_eq!(capabilities, default_capabilities());
+        let derived = capability_sets(&["CAP_CHOWN".to_owned()].into());
+        let sets = |spec: Spec| spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(sets(spec(&host, true)), derived);
+        let mut ambient = derived.clone();
+        ambient.set_ambient(Some([oci_spec::runtime::Capability::Chown].into()));
+        host.process.set_capabilities(Some(ambient.clone()));
+        assert_eq!(sets(spec(&host, true)), ambient);
+        assert_eq!(sets(spec(&host, false)), derived);
     }
 }

@@ -21,10 +21,12 @@ use crate::{
     boot::modules::Stage,
     child::{CreateJob, Job},
     reaper::Watched,
-    sandbox::Sandbox,
+    sandbox::{Place, Sandbox},
+    secrets::Opened,
     stages::Stages,
 };
 use log::info;
+use policy::Stdio;
 use protocol::api;
 use std::{
     fs,
@@ -114,7 +116,8 @@ impl Containers {
         let root = InRoot::open(&workspace.rootfs()).map_err(ContainerError::io("open root"))?;
         let accounts = read_accounts(&root)?;
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
-        sandbox.policy().overrides(&derived.overrides)?;
+        let place = Sandbox::admit(sandbox, &derived.wanted(image.identity.clone(), asked(&stdio)))?;
+        let secrets = Opened::of(&derived.env, sandbox.broker()).await?;
         let cgroup = Cgroup::of(&workspace.name);
         let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();
         let devices = give_devices(&cgroup, &host, &disks)?;
@@ -134,12 +137,14 @@ impl Containers {
             name: &workspace.name,
             host: &host,
             process: &derived,
+            secrets: &secrets,
             hostname: sandbox.hostname(),
             binds: &binds,
             devices: &devices,
             open: sandbox.policy().is_open(),
             shared: &shared,
         };
+        let seccomp = bundle.seccomp();
         let spec = bundle.spec(&workspace.rootfs()).map_err(|e| LaunchError::Failed(e.to_string()))?;
         spec.save(workspace.directory.join("config.json")).map_err(|e| LaunchError::Failed(e.to_string()))?;
         let terminal = host.process.terminal().unwrap_or(false);
@@ -174,7 +179,9 @@ impl Containers {
             writable: workspace.writable.clone(),
             derived,
             accounts,
-            seccomp: host.seccomp,
+            seccomp,
+            secrets,
+            place,
             cgroup,
             init: process,
             init_pipes: Mutex::new(Some(pipes)),
@@ -184,10 +191,16 @@ impl Containers {
             turn: tokio::sync::RwLock::default(),
             root: Mutex::new(workspace.root.take()),
         });
-        info!(container = message.container_id, image = image.digest; "container created");
+        Place::watch(&container);
+        info!(container = message.container_id, image = image.identity.reference; "container created");
         reservation.made(container);
         Ok(())
     }
+}
+
+/// The streams as the policy is asked about them.
+pub fn asked(stdio: &api::Stdio) -> Stdio {
+    Stdio { stdin: stdio.stdin, output: stdio.stdout || stdio.stderr, terminal: stdio.terminal }
 }
 
 /// A process namespace ends with its first process, and all in it; in one that is the pod's, a container's others would go on.

@@ -3,35 +3,17 @@
 
 use crate::containers::{
     devices::Access,
-    host_spec::HostSpec,
+    host_spec::{HostSpec, all_capabilities},
     users::{self, Ids, UserError},
 };
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
-use policy::Overrides;
+use policy::{DEFAULT_CAPABILITIES, Image, Overrides, Stdio, Wanted};
 use protocol::IMAGE_USER;
 use std::collections::BTreeSet;
 use thiserror::Error;
 
 /// PATH of an image that sets none, as every runtime has it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Capabilities of a container where nothing else is said: those of containerd and Docker.
-const DEFAULT_CAPABILITIES: [Capability; 14] = [
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::Fsetid,
-    Capability::Fowner,
-    Capability::Mknod,
-    Capability::NetRaw,
-    Capability::Setgid,
-    Capability::Setuid,
-    Capability::Setfcap,
-    Capability::Setpcap,
-    Capability::NetBindService,
-    Capability::SysChroot,
-    Capability::Kill,
-    Capability::AuditWrite,
-];
 
 /// Why no process could be derived.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -73,8 +55,28 @@ pub struct Derived {
     pub ids: Ids,
     /// The user's home directory, for a HOME that nobody sets.
     pub home: String,
+    /// `CAP_…`, of which the bounding, effective and permitted sets are made.
+    pub capabilities: BTreeSet<String>,
+    /// Set-user-id programs gain nothing.
+    pub no_new_privileges: bool,
     /// What the host changed.
     pub overrides: Overrides,
+}
+
+impl Derived {
+    /// The container as the policy is asked about it.
+    pub fn wanted(&self, image: Image, stdio: Stdio) -> Wanted {
+        let own = || format!("{}:{}", self.ids.uid, self.ids.gid);
+        Wanted {
+            image,
+            args: self.args.clone(),
+            env: self.env.clone(),
+            user: self.overrides.user.clone().unwrap_or_else(own),
+            cwd: self.cwd.clone(),
+            overrides: self.overrides.clone(),
+            stdio,
+        }
+    }
 }
 
 /// Who is who in the image: its /etc/passwd and /etc/group.
@@ -121,16 +123,22 @@ pub fn derive(image: &ImageProcess, host: &HostSpec, accounts: &Accounts, hostna
     let image_ids = users::resolve(&image.user, &accounts.passwd, &accounts.group)?;
     let (ids, user) = override_ids(&image_ids, process, accounts);
     overrides.user = user;
-    overrides.capabilities = extra_capabilities(&host.capabilities());
+    let default = default_names();
+    let capabilities = process.capabilities().as_ref().map_or_else(|| default.clone(), all_capabilities);
+    overrides.capabilities = capabilities.difference(&default).cloned().collect();
+    overrides.dropped_capabilities = default.difference(&capabilities).cloned().collect();
     overrides.share_processes = host.shares.pid;
     overrides.mounts = host.mounts.overrides();
-    overrides.sysctls = host.network_sysctls();
+    overrides.sysctls = host.sysctl.clone();
     match &host.devices {
         Access::All => overrides.privileged = true,
         Access::Some(paths) => overrides.devices = paths.clone(),
     }
+    overrides.read_only = host.readonly_root;
+    overrides.no_new_privileges = process.no_new_privileges().unwrap_or(false);
     let home = users::home(ids.uid, &accounts.passwd).to_owned();
-    Ok(Derived { args, env, cwd, ids, home, overrides })
+    let no_new_privileges = overrides.no_new_privileges;
+    Ok(Derived { args, env, cwd, ids, home, capabilities, no_new_privileges, overrides })
 }
 
 /// Derives the process of an exec from the container's own: what differs is an override; its command line is asked about by itself.
@@ -151,15 +159,19 @@ pub fn derive_exec(container: &Derived, process: &Process, accounts: &Accounts) 
     }
     let (ids, user) = override_ids(&container.ids, process, accounts);
     overrides.user = user;
-    overrides.capabilities =
-        extra_capabilities(&process.capabilities().as_ref().map(super::host_spec::all_capabilities).unwrap_or_default());
+    // More than its container has is an override, also where every container has it by default.
+    let capabilities = process.capabilities().as_ref().map_or_else(|| container.capabilities.clone(), all_capabilities);
+    overrides.capabilities = capabilities.difference(&container.capabilities).cloned().collect();
     let home = users::home(ids.uid, &accounts.passwd).to_owned();
-    Ok(Derived { args, env, cwd, ids, home, overrides })
+    // A host cannot give to a process what its container may not gain.
+    let no_new_privileges = container.no_new_privileges || process.no_new_privileges().unwrap_or(false);
+    Ok(Derived { args, env, cwd, ids, home, capabilities, no_new_privileges, overrides })
 }
 
-/// The capability sets that a runtime gives by default.
-pub fn default_capabilities() -> LinuxCapabilities {
-    let all: Capabilities = DEFAULT_CAPABILITIES.into_iter().collect();
+/// The capability sets of a process that has these, and none that its programs inherit.
+pub fn capability_sets(names: &BTreeSet<String>) -> LinuxCapabilities {
+    // The names come from the parsed spec, so none is lost here.
+    let all: Capabilities = names.iter().filter_map(|name| name.strip_prefix("CAP_")?.parse::<Capability>().ok()).collect();
     let mut sets = LinuxCapabilities::default();
     sets.set_bounding(Some(all.clone()));
     sets.set_effective(Some(all.clone()));
@@ -169,9 +181,8 @@ pub fn default_capabilities() -> LinuxCapabilities {
     sets
 }
 
-fn extra_capabilities(wanted: &BTreeSet<String>) -> Vec<String> {
-    let default: BTreeSet<String> = DEFAULT_CAPABILITIES.iter().map(super::host_spec::capability_name).collect();
-    wanted.difference(&default).cloned().collect()
+fn default_names() -> BTreeSet<String> {
+    DEFAULT_CAPABILITIES.iter().map(|name| (*name).to_owned()).collect()
 }
 
 /// Strings of the image become C strings and paths as well.

@@ -3,7 +3,7 @@
 use super::{
     cgroup::CgroupError, derive::DeriveError, host_spec::SpecError, launch::LaunchError, overlay::OverlayError, streams::StreamsError,
 };
-use crate::{boot::modules::ModuleError, pull::PullError, scratch::ScratchError};
+use crate::{boot::modules::ModuleError, pull::PullError, scratch::ScratchError, secrets::SecretError};
 use policy::Denial;
 use std::io;
 use thiserror::Error;
@@ -43,6 +43,9 @@ pub enum ContainerError {
     /// The image.
     #[error(transparent)]
     Pull(#[from] PullError),
+    /// A sealed secret.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The scratch space.
     #[error(transparent)]
     Scratch(#[from] ScratchError),

@@ -41,7 +41,8 @@ impl Containers {
         let derived = derive_exec(&container.derived, &host, &container.accounts)?;
         sandbox.policy().exec(&derived.args)?;
         sandbox.policy().overrides(&derived.overrides)?;
-        let oci = bundle::process(&derived, &host).map_err(|e| LaunchError::Failed(e.to_string()))?;
+        let oci = bundle::process(&derived, &host, &container.secrets, sandbox.policy().is_open())
+            .map_err(|e| LaunchError::Failed(e.to_string()))?;
         let stdio = request.stdio.clone().unwrap_or_default();
         let stdio = api::Stdio { terminal: host.terminal().unwrap_or(false), ..stdio };
         let mut execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);

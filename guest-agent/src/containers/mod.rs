@@ -13,17 +13,17 @@ mod in_root;
 pub mod launch;
 pub mod mounts;
 mod overlay;
-mod pod;
+pub mod pod;
 pub mod process;
 pub mod streams;
 pub mod terminal;
 pub mod users;
 pub mod volumes;
 
-pub use create::CreateRequest;
+pub use create::{CreateRequest, asked};
 pub use error::ContainerError;
 
-use crate::reaper::Reaper;
+use crate::{reaper::Reaper, sandbox::Place, secrets::Opened};
 use cgroup::Cgroup;
 use derive::{Accounts, Derived};
 use launch::Pipes;
@@ -71,6 +71,10 @@ pub struct Container {
     derived: Derived,
     accounts: Accounts,
     seccomp: Option<LinuxSeccomp>,
+    /// What was sealed in its environment.
+    secrets: Opened,
+    /// Its place among the containers of the policy.
+    place: Place,
     cgroup: Cgroup,
     init: Process,
     init_pipes: Mutex<Option<Pipes>>,
@@ -125,6 +129,15 @@ impl Containers {
             Some(Entry::Creating) => Err(ContainerError::State(format!("container {id} is still being created"))),
             None => Err(ContainerError::NoContainer(id.to_owned())),
         }
+    }
+
+    /// All that are there.
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        let made = |entry: &Entry| match entry {
+            Entry::Made(container) => Some(container.clone()),
+            Entry::Creating => None,
+        };
+        self.table().values().filter_map(made).collect()
     }
 
     /// Takes an id and gives the container's internal name.
@@ -198,6 +211,7 @@ impl Containers {
         let gone = container.clone();
         let removed = tokio::task::spawn_blocking(move || gone.remove_files()).await;
         removed.map_err(|e| ContainerError::State(format!("delete container {id}: {e}")))?;
+        container.place.deleted();
         self.table().remove(id);
         self.volumes.forget(id);
         info!(container = id; "container deleted");
@@ -219,6 +233,10 @@ impl Container {
     pub async fn wait(&self, exec_id: &str) -> Result<(crate::reaper::Exit, bool), ContainerError> {
         let ended = if exec_id.is_empty() { self.init.wait().await } else { self.exec(exec_id)?.process.wait().await };
         let exit = ended.ok_or_else(|| ContainerError::State("the process was deleted before it ran".into()))?;
+        if exec_id.is_empty() {
+            // Before the host knows of it and asks for the next container.
+            self.place.ended(exit.status);
+        }
         Ok((exit, exec_id.is_empty() && self.cgroup.oom_kills() > 0))
     }
 
@@ -256,6 +274,11 @@ impl Container {
             execs.values().find(is).map(|exec| exec.id.clone()).unwrap_or_default()
         };
         Ok(self.cgroup.pids()?.into_iter().map(|pid| (pid, of_exec(pid))).collect())
+    }
+
+    /// Its place among the containers of the policy.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Its cgroup.

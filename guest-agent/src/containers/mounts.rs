@@ -111,7 +111,7 @@ impl Mounts {
     /// image has there and is so usual that every runtime does it. Volumes were asked about when they were announced.
     pub fn overrides(&self) -> Vec<String> {
         let asked = self.list.iter().filter_map(|wanted| match wanted {
-            Wanted::Tmpfs { destination, .. } if destination != "/run" => Some(destination.clone()),
+            Wanted::Tmpfs { destination, options } if destination != "/run" => Some(tmpfs_name(destination, options)),
             Wanted::Kernel { typ, destination } => Some(format!("{typ}:{destination}")),
             Wanted::Tmpfs { .. } | Wanted::Bind { .. } => None,
         });
@@ -140,6 +140,25 @@ impl Mounts {
 
 /// What bind mounts become, by destination, and whether they are read-only.
 pub type Binds = HashMap<String, (Bind, bool)>;
+
+/// A tmpfs as a policy spells it: the destination, and after a colon the options that change more than a size.
+fn tmpfs_name(destination: &str, options: &[String]) -> String {
+    let mut named = named_options(options);
+    named.sort_unstable();
+    if named.is_empty() { destination.to_owned() } else { format!("{destination}:{}", named.join(",")) }
+}
+
+/// The options of a tmpfs that a policy names. Its size is a limit like that of memory; the others that a host may set are the agent's
+/// choice behind a closed door.
+pub fn named_options(options: &[String]) -> Vec<String> {
+    let named = |option: &&String| option.split_once('=').map_or(["ro", "noexec"].contains(&option.as_str()), |(key, _)| !is_size(key));
+    options.iter().filter(named).cloned().collect()
+}
+
+/// Settings of a tmpfs that are limits.
+pub fn is_size(key: &str) -> bool {
+    ["size", "nr_blocks", "nr_inodes"].contains(&key)
+}
 
 /// The options that count; one that is not known is refused, because it might be another one's way in.
 fn tmpfs_options(options: &[String]) -> Result<Vec<String>, SpecError> {

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     child::{CreateJob, Job},
     reaper::Watched,
+    secrets::Opened,
 };
 use nix::mount::{MsFlags, mount};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities};
@@ -86,8 +87,17 @@ impl Containers {
         let process = Derived { args: vec![HOLDER.into()], cwd: "/".into(), ..Derived::default() };
         let host = HostSpec { readonly_root: true, ..HostSpec::default() };
         let (binds, shared) = (Binds::new(), Shared::default());
-        let bundle =
-            Bundle { name: HOLDER, host: &host, process: &process, hostname, binds: &binds, devices: &[], open: false, shared: &shared };
+        let bundle = Bundle {
+            name: HOLDER,
+            host: &host,
+            process: &process,
+            secrets: &Opened::default(),
+            hostname,
+            binds: &binds,
+            devices: &[],
+            open: false,
+            shared: &shared,
+        };
         let failed = |e: oci_spec::OciSpecError| LaunchError::Failed(e.to_string());
         let mut spec = bundle.spec(&rootfs).map_err(failed)?;
         // Containers see it: it can do nothing, and an empty directory is all that can be reached through it.

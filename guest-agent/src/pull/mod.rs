@@ -29,8 +29,8 @@ use std::{path::PathBuf, sync::Arc};
 /// An image that is ready to be run.
 #[derive(Debug, Clone)]
 pub struct PulledImage {
-    /// Of its manifest.
-    pub digest: String,
+    /// What it is called, and the digests of its manifest and of the index above it.
+    pub identity: policy::Image,
     /// Directories of its layers, the lowest first.
     pub layers: Vec<PathBuf>,
     /// What its config says about the process.
@@ -51,11 +51,12 @@ pub struct Resolved {
 impl Resolved {
     /// May it run? A policy may name the manifest or the index above it.
     pub fn admit(&self, policy: &Policy) -> Result<(), Denial> {
-        let by_manifest = policy.image(&self.reference, &self.digest);
-        match &self.index {
-            Some(index) if by_manifest.is_err() => policy.image(&self.reference, index).or(by_manifest),
-            _ => by_manifest,
-        }
+        policy.image(&self.identity())
+    }
+
+    fn identity(&self) -> policy::Image {
+        let digests = [Some(self.digest.clone()), self.index.clone()];
+        policy::Image { reference: self.reference.clone(), digests: digests.into_iter().flatten().collect() }
     }
 }
 
@@ -120,9 +121,10 @@ impl Puller {
 
     /// Fetches, decrypts and unpacks the layers that are not here yet.
     pub async fn fetch(&self, image: Resolved, scratch: &Scratch, stages: &mut Stages) -> Result<PulledImage, PullError> {
+        let identity = image.identity();
         let keys = keys::layer_keys(&image.plans, &self.access, stages).await?;
         let layers = self.store.unpack(&image.source, image.plans, keys, scratch, stages).await?;
-        Ok(PulledImage { digest: image.digest, layers, process: image.process })
+        Ok(PulledImage { identity, layers, process: image.process })
     }
 }
 

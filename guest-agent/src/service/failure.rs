@@ -31,6 +31,12 @@ impl Failure {
         Self::new(Code::FAILED_PRECONDITION, message)
     }
 
+    /// As it is sent.
+    pub fn into_status(self) -> ttrpc::Status {
+        log::warn!(code:? = self.code; "request refused: {}", self.message);
+        get_status(self.code, self.message)
+    }
+
     /// Its code.
     #[cfg(test)]
     pub fn code(&self) -> Code {
@@ -40,8 +46,7 @@ impl Failure {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        log::warn!(code:? = failure.code; "request refused: {}", failure.message);
-        Self::RpcStatus(get_status(failure.code, failure.message))
+        Self::RpcStatus(failure.into_status())
     }
 }
 
@@ -54,6 +59,7 @@ impl From<Denial> for Failure {
 impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Self {
         let code = match &error {
+            SandboxError::Denied(_) => Code::PERMISSION_DENIED,
             SandboxError::Initdata(_) | SandboxError::Policy(_) | SandboxError::Broker(_) => Code::INVALID_ARGUMENT,
             SandboxError::Sysctl(SysctlError::Unsafe(_)) => Code::PERMISSION_DENIED,
             SandboxError::Sysctl(SysctlError::NotOurs(_)) => Code::INVALID_ARGUMENT,
@@ -79,7 +85,7 @@ impl From<ContainerError> for Failure {
             E::Denied(_) => Code::PERMISSION_DENIED,
             E::Spec(_) | E::Derive(_) => Code::INVALID_ARGUMENT,
             // Unknown is what runtimes answer where a program or an image cannot be run.
-            E::Pull(_) | E::Launch(_) => Code::UNKNOWN,
+            E::Pull(_) | E::Secret(_) | E::Launch(_) => Code::UNKNOWN,
             E::Scratch(_) | E::Modules(_) | E::Overlay(_) | E::Cgroup(_) | E::Io { .. } => Code::INTERNAL,
         };
         Self::new(code, error.to_string())

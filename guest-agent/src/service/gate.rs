@@ -1,62 +1,110 @@
-//! The one door through which every RPC comes: bounds first, then the order of calls, then the owner's policy. Only what this module
-//! has let through reaches the rest of the agent.
+//! The one door through which every RPC comes: bounds first, then the order of calls, then the owner's policy. It stands in the
+//! dispatcher, in front of the service: a method whose RPC has no line in [`RULES`] is refused, whatever the service would do.
+//!
+//! What depends on the image (its digest, overrides, the containers of the pod) is asked where it is known: in `containers::create`,
+//! `containers::exec` and `sandbox::pull`.
 
 use super::failure::Failure;
-use crate::sandbox::Sandbox;
-use policy::{Denial, Stdio};
-use protocol::{
-    api,
-    bounds::{BoundError, Bounded},
+use crate::{containers::asked, sandbox::Sandbox};
+use async_trait::async_trait;
+use policy::Denial;
+use protobuf::Message;
+use protocol::{api, bounds::Bounded};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
 };
-use std::sync::Arc;
 use thiserror::Error;
-use tokio::sync::{Mutex, OnceCell};
-use ttrpc::Code;
+use tokio::sync::Mutex;
+use ttrpc::{
+    Code, Request, Response,
+    asynchronous::{MethodHandler, Service, TtrpcContext},
+};
 
-/// What the owner's policy is asked about a request, beyond its bounds. What depends on the image (overrides, the image itself) is asked
-/// where it is known: in `containers::create` and `sandbox::pull`.
-pub trait Admitted: Bounded {
-    /// Asks.
-    fn ask(&self, _sandbox: &Sandbox) -> Result<(), Failure> {
-        Ok(())
-    }
+/// When a request may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// One attempt in the machine's life, whatever comes of it. With other initdata it is not tried again, or a host could try until
+    /// one fits.
+    Once,
+    /// After CreateSandbox.
+    InSandbox,
+    /// In any state.
+    Anytime,
 }
 
-impl Admitted for api::CreateContainerRequest {
-    fn ask(&self, sandbox: &Sandbox) -> Result<(), Failure> {
-        Ok(sandbox.policy().stdio(stdio(self.stdio.as_ref()))?)
-    }
+/// The rule of one RPC.
+pub struct Rule {
+    rpc: &'static str,
+    when: When,
+    /// Decodes the request and checks its bounds; then, in a sandbox, asks the policy.
+    check: fn(&[u8], Option<&Sandbox>) -> Result<(), Failure>,
 }
 
-impl Admitted for api::ExecProcessRequest {
-    fn ask(&self, sandbox: &Sandbox) -> Result<(), Failure> {
-        Ok(sandbox.policy().stdio(stdio(self.stdio.as_ref()))?)
-    }
+/// One line for each RPC of `agent.proto`, in its order. A test holds the two together.
+///
+/// `free` where nothing is gained by refusing: starting, awaiting and deleting what was admitted when it was prepared; the size of a
+/// terminal; and what a host does to the whole machine anyway: it can stop it, starve it, and measure how long it lives.
+pub const RULES: [Rule; 17] = [
+    Rule { rpc: "CreateSandbox", when: When::Once, check: |p, s| check::<api::CreateSandboxRequest>(p, s, free) },
+    // Each volume is asked about where it is known what the container can do without: in `containers::volumes`. What is read back was
+    // announced so, and admitted, before.
+    Rule { rpc: "PrepareVolumes", when: When::InSandbox, check: |p, s| check::<api::PrepareVolumesRequest>(p, s, free) },
+    Rule { rpc: "ReadVolume", when: When::InSandbox, check: |p, s| check::<api::ReadVolumeRequest>(p, s, free) },
+    Rule {
+        rpc: "CreateContainer",
+        when: When::InSandbox,
+        check: |p, s| {
+            check(p, s, |request: &api::CreateContainerRequest, sandbox| {
+                // With a list of containers each has streams of its own, asked about with the rest of it.
+                if sandbox.policy().containers().is_empty() { streams(request.stdio.as_ref(), sandbox) } else { Ok(()) }
+            })
+        },
+    },
+    Rule { rpc: "StartProcess", when: When::InSandbox, check: |p, s| check::<api::StartProcessRequest>(p, s, free) },
+    Rule {
+        rpc: "ExecProcess",
+        when: When::InSandbox,
+        check: |p, s| check(p, s, |request: &api::ExecProcessRequest, sandbox| streams(request.stdio.as_ref(), sandbox)),
+    },
+    Rule {
+        rpc: "SignalProcess",
+        when: When::InSandbox,
+        check: |p, s| check(p, s, |request: &api::SignalProcessRequest, sandbox| Ok(sandbox.policy().signal(request.signal)?)),
+    },
+    Rule { rpc: "WaitProcess", when: When::InSandbox, check: |p, s| check::<api::WaitProcessRequest>(p, s, free) },
+    Rule { rpc: "DeleteProcess", when: When::InSandbox, check: |p, s| check::<api::DeleteProcessRequest>(p, s, free) },
+    Rule { rpc: "ResizePty", when: When::InSandbox, check: |p, s| check::<api::ResizePtyRequest>(p, s, free) },
+    Rule { rpc: "ListProcesses", when: When::InSandbox, check: |p, s| check::<api::ListProcessesRequest>(p, s, statistics) },
+    Rule { rpc: "PauseContainer", when: When::InSandbox, check: |p, s| check::<api::ContainerRequest>(p, s, free) },
+    Rule { rpc: "ResumeContainer", when: When::InSandbox, check: |p, s| check::<api::ContainerRequest>(p, s, free) },
+    Rule { rpc: "UpdateContainer", when: When::InSandbox, check: |p, s| check::<api::UpdateContainerRequest>(p, s, free) },
+    Rule { rpc: "StatsContainer", when: When::InSandbox, check: |p, s| check::<api::ContainerRequest>(p, s, statistics) },
+    Rule { rpc: "GuestInfo", when: When::Anytime, check: |p, s| check::<api::Empty>(p, s, free) },
+    Rule { rpc: "ShutdownSandbox", when: When::Anytime, check: |p, s| check::<api::Empty>(p, s, free) },
+];
+
+fn check<R: Message + Bounded>(
+    payload: &[u8],
+    sandbox: Option<&Sandbox>,
+    ask: fn(&R, &Sandbox) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let invalid = |reason: String| Failure::new(Code::INVALID_ARGUMENT, reason);
+    let request = R::parse_from_bytes(payload).map_err(|e| invalid(format!("{}: {e}", R::NAME)))?;
+    request.check().map_err(|e| invalid(e.to_string()))?;
+    sandbox.map_or(Ok(()), |sandbox| ask(&request, sandbox))
 }
 
-impl Admitted for api::SignalProcessRequest {
-    fn ask(&self, sandbox: &Sandbox) -> Result<(), Failure> {
-        Ok(sandbox.policy().signal(self.signal)?)
-    }
+fn free<R>(_: &R, _: &Sandbox) -> Result<(), Failure> {
+    Ok(())
 }
 
-// Start, wait, delete: what was admitted when it was prepared. Resize, pause, resume, limits, lists and numbers: a host can stop the
-// whole machine and count its pages, so nothing is gained by refusing them.
-impl Admitted for api::StartProcessRequest {}
-// Each volume is asked about where it is known what the container can do without: in `containers::volumes`. What is read back was announced
-// so, and admitted, before.
-impl Admitted for api::PrepareVolumesRequest {}
-impl Admitted for api::ReadVolumeRequest {}
-impl Admitted for api::WaitProcessRequest {}
-impl Admitted for api::DeleteProcessRequest {}
-impl Admitted for api::ResizePtyRequest {}
-impl Admitted for api::ContainerRequest {}
-impl Admitted for api::ListProcessesRequest {}
-impl Admitted for api::UpdateContainerRequest {}
+fn statistics<R>(_: &R, sandbox: &Sandbox) -> Result<(), Failure> {
+    Ok(sandbox.policy().stats()?)
+}
 
-fn stdio(stdio: Option<&api::Stdio>) -> Stdio {
-    let Some(stdio) = stdio else { return Stdio::default() };
-    Stdio { stdin: stdio.stdin, output: stdio.stdout || stdio.stderr, terminal: stdio.terminal }
+fn streams(stdio: Option<&api::Stdio>, sandbox: &Sandbox) -> Result<(), Failure> {
+    Ok(stdio.map_or(Ok(()), |stdio| sandbox.policy().stdio(asked(stdio)))?)
 }
 
 /// Why the host does not get a connection.
@@ -73,18 +121,15 @@ pub enum Denied {
 /// The machine's door.
 #[derive(Default)]
 pub struct Gate {
-    sandbox: OnceCell<Arc<Sandbox>>,
-    /// Whether CreateSandbox has been called; it is only once, whatever came of it.
+    sandbox: OnceLock<Arc<Sandbox>>,
+    /// Whether CreateSandbox has been called.
     claimed: Mutex<bool>,
 }
 
 impl Gate {
-    /// For every request but CreateSandbox and the two that need no sandbox.
-    pub fn admit<R: Admitted>(&self, request: &R) -> Result<Arc<Sandbox>, Failure> {
-        bounds(request)?;
-        let sandbox = self.sandbox.get().ok_or_else(|| Failure::state("there is no sandbox yet; call CreateSandbox first"))?;
-        request.ask(sandbox)?;
-        Ok(sandbox.clone())
+    /// The sandbox, which is there when a request for it has been admitted.
+    pub fn sandbox(&self) -> Result<Arc<Sandbox>, Failure> {
+        self.sandbox.get().cloned().ok_or_else(|| Failure::state("there is no sandbox yet; call CreateSandbox first"))
     }
 
     /// For a connection to a port of the pod's loopback.
@@ -93,58 +138,81 @@ impl Gate {
         Ok(sandbox.policy().port_forward(port)?)
     }
 
-    /// For requests that any state allows.
-    pub fn admit_anytime<R: Bounded>(&self, request: &R) -> Result<(), Failure> {
-        bounds(request)
-    }
-
-    /// For CreateSandbox: exactly once. A failed attempt is not repeated with other initdata, or a host could try until one fits.
-    pub async fn admit_sandbox(&self, request: &api::CreateSandboxRequest) -> Result<(), Failure> {
-        bounds(request)?;
-        let mut claimed = self.claimed.lock().await;
-        if *claimed {
-            return Err(Failure::state("CreateSandbox has been called already; start another machine"));
-        }
-        *claimed = true;
-        Ok(())
-    }
-
     /// The sandbox is there.
-    pub fn open(&self, sandbox: Sandbox) {
-        // Cannot fail: admit_sandbox lets one caller through.
-        let _ = self.sandbox.set(Arc::new(sandbox));
+    pub fn open(&self, sandbox: Arc<Sandbox>) {
+        // Cannot fail: one CreateSandbox is admitted.
+        let _ = self.sandbox.set(sandbox);
+    }
+
+    #[cfg(test)]
+    pub fn with(sandbox: Arc<Sandbox>) -> Self {
+        Self { sandbox: sandbox.into(), claimed: Mutex::new(true) }
+    }
+
+    /// May this request be done now?
+    pub async fn admit(&self, rule: &Rule, payload: &[u8]) -> Result<(), Failure> {
+        // What breaks a bound is refused as such in every state, and changes none.
+        (rule.check)(payload, None)?;
+        match rule.when {
+            When::Anytime => Ok(()),
+            When::InSandbox => (rule.check)(payload, Some(&*self.sandbox()?)),
+            When::Once => {
+                let mut claimed = self.claimed.lock().await;
+                if std::mem::replace(&mut *claimed, true) {
+                    return Err(Failure::state("CreateSandbox has been called already; start another machine"));
+                }
+                Ok(())
+            }
+        }
     }
 }
 
-fn bounds(request: &impl Bounded) -> Result<(), Failure> {
-    request.check().map_err(|e: BoundError| Failure::new(Code::INVALID_ARGUMENT, e.to_string()))
+/// Puts the gate in front of every method of the service.
+pub fn guard(services: HashMap<String, Service>, gate: &Arc<Gate>) -> HashMap<String, Service> {
+    let guarded = |(name, inner): (String, Box<dyn MethodHandler + Send + Sync>)| {
+        let rule = RULES.iter().find(|rule| rule.rpc == name.rsplit('/').next().unwrap_or_default());
+        let handler: Box<dyn MethodHandler + Send + Sync> = Box::new(Guarded { rule, gate: gate.clone(), inner });
+        (name, handler)
+    };
+    let service = |(name, service): (String, Service)| {
+        // A stream would have no request to check. There are none in `agent.proto`.
+        let methods = service.methods.into_iter().map(guarded).collect();
+        (name, Service { methods, streams: HashMap::new() })
+    };
+    services.into_iter().map(service).collect()
+}
+
+struct Guarded {
+    rule: Option<&'static Rule>,
+    gate: Arc<Gate>,
+    inner: Box<dyn MethodHandler + Send + Sync>,
+}
+
+#[async_trait]
+impl MethodHandler for Guarded {
+    async fn handler(&self, context: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
+        let admitted = match self.rule {
+            Some(rule) => self.gate.admit(rule, &request.payload).await,
+            None => Err(Failure::new(Code::PERMISSION_DENIED, "this request has no rule in the agent")),
+        };
+        match admitted {
+            Ok(()) => self.inner.handler(context, request).await,
+            Err(failure) => {
+                let mut response = Response::new();
+                response.set_status(failure.into_status());
+                Ok(response)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn bounds_come_before_order() {
-        let gate = Gate::default();
-        let bad = api::ContainerRequest { container_id: "../x".into(), ..Default::default() };
-        assert_eq!(gate.admit(&bad).err().unwrap().code(), Code::INVALID_ARGUMENT);
-        let good = api::ContainerRequest { container_id: "x".into(), ..Default::default() };
-        assert_eq!(gate.admit(&good).err().unwrap().code(), Code::FAILED_PRECONDITION);
+impl Rule {
+    pub fn rpc(&self) -> &'static str {
+        self.rpc
     }
 
-    #[test]
-    fn nothing_is_forwarded_before_there_is_a_policy() {
-        assert!(matches!(Gate::default().admit_forward(80), Err(Denied::NoSandbox)));
-    }
-
-    #[tokio::test]
-    async fn there_is_one_attempt_at_a_sandbox() {
-        let gate = Gate::default();
-        let bad = api::CreateSandboxRequest::default();
-        assert_eq!(gate.admit_sandbox(&bad).await.err().unwrap().code(), Code::INVALID_ARGUMENT);
-        let good = api::CreateSandboxRequest { sandbox_id: "s".into(), ..Default::default() };
-        gate.admit_sandbox(&good).await.unwrap();
-        assert_eq!(gate.admit_sandbox(&good).await.err().unwrap().code(), Code::FAILED_PRECONDITION);
+    pub fn needs_sandbox(&self) -> bool {
+        self.when == When::InSandbox
     }
 }

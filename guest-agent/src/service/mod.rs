@@ -1,21 +1,28 @@
-//! The service `cloister.agent.v1.Agent`: each call passes the gate, does its work, and answers.
+//! The service `cloister.agent.v1.Agent`. A call has passed the gate before a method here sees it; here it does its work, and answers.
 
 mod failure;
 mod gate;
 mod info;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     boot::power,
     containers::{Containers, CreateRequest, host_spec},
     sandbox::{Machine, Sandbox},
     stages::Stages,
+    workload_api,
 };
 use async_trait::async_trait;
 use failure::Failure;
 pub use gate::Gate;
 use log::info;
-use protocol::{api, service::Agent};
+use protocol::{
+    api,
+    service::{Agent, create_agent},
+};
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -32,20 +39,28 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service of this machine.
-    pub fn new(gate: Arc<Gate>, machine: Machine, containers: Arc<Containers>) -> Self {
-        Self { gate, machine, containers }
+    /// The service of this machine, each of its methods behind the gate.
+    pub fn guarded(gate: Arc<Gate>, machine: Machine, containers: Arc<Containers>) -> HashMap<String, ttrpc::asynchronous::Service> {
+        gate::guard(create_agent(Arc::new(Self { gate: gate.clone(), machine, containers })), &gate)
     }
 
     async fn make_sandbox(&self, request: &api::CreateSandboxRequest) -> Result<api::CreateSandboxResponse, Failure> {
-        self.gate.admit_sandbox(request).await?;
         let (sandbox, initdata_digest) = Sandbox::create(request, self.machine.clone()).await?;
+        let sandbox = Arc::new(sandbox);
+        if sandbox.policy().gives_secrets() {
+            let (sandbox, containers) = (sandbox.clone(), self.containers.clone());
+            tokio::spawn(async move {
+                if let Err(e) = workload_api::serve(sandbox, containers).await {
+                    log::warn!("workload API: {e}");
+                }
+            });
+        }
         self.gate.open(sandbox);
         Ok(api::CreateSandboxResponse { initdata_digest, ..Default::default() })
     }
 
     async fn announce_volumes(&self, request: &api::PrepareVolumesRequest) -> Result<api::PrepareVolumesResponse, Failure> {
-        let sandbox = self.gate.admit(request)?;
+        let sandbox = self.gate.sandbox()?;
         if self.containers.get(&request.container_id).is_ok() {
             return Err(Failure::state("the container exists; its volumes are announced before it"));
         }
@@ -54,39 +69,35 @@ impl Service {
     }
 
     fn volume_content(&self, request: &api::ReadVolumeRequest) -> Result<api::ReadVolumeResponse, Failure> {
-        self.gate.admit(request)?;
         let content = self.containers.volumes().read_back(request)?;
         Ok(api::ReadVolumeResponse { content, ..Default::default() })
     }
 
     async fn make_container(&self, request: &api::CreateContainerRequest) -> Result<api::CreateContainerResponse, Failure> {
-        let sandbox = self.gate.admit(request)?;
+        let sandbox = self.gate.sandbox()?;
         let mut stages = Stages::default();
         self.containers.create(CreateRequest { message: request, sandbox: &sandbox }, &mut stages).await?;
         Ok(api::CreateContainerResponse { stages: info::stages(stages.list()), ..Default::default() })
     }
 
     async fn run_process(&self, request: &api::StartProcessRequest) -> Result<api::StartProcessResponse, Failure> {
-        self.gate.admit(request)?;
         let pid = self.containers.start(&request.container_id, &request.exec_id).await?;
         Ok(api::StartProcessResponse { pid, ..Default::default() })
     }
 
     async fn prepare_exec(&self, request: &api::ExecProcessRequest) -> Result<api::Empty, Failure> {
-        let sandbox = self.gate.admit(request)?;
+        let sandbox = self.gate.sandbox()?;
         self.containers.exec(request, &sandbox).await?;
         Ok(api::Empty::default())
     }
 
     async fn signal(&self, request: &api::SignalProcessRequest) -> Result<api::Empty, Failure> {
-        self.gate.admit(request)?;
         let container = self.containers.get(&request.container_id)?;
         container.signal(&request.exec_id, request.signal.cast_signed(), request.all)?;
         Ok(api::Empty::default())
     }
 
     async fn wait(&self, request: &api::WaitProcessRequest) -> Result<api::WaitProcessResponse, Failure> {
-        self.gate.admit(request)?;
         let (exit, oom_killed) = self.containers.get(&request.container_id)?.wait(&request.exec_id).await?;
         let since_1970 = exit.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(api::WaitProcessResponse {
@@ -98,13 +109,11 @@ impl Service {
     }
 
     async fn delete(&self, request: &api::DeleteProcessRequest) -> Result<api::Empty, Failure> {
-        self.gate.admit(request)?;
         self.containers.delete(&request.container_id, &request.exec_id).await?;
         Ok(api::Empty::default())
     }
 
     fn resize(&self, request: &api::ResizePtyRequest) -> Result<api::Empty, Failure> {
-        self.gate.admit(request)?;
         let bounded = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         let container = self.containers.get(&request.container_id)?;
         container.resize(&request.exec_id, bounded(request.width), bounded(request.height))?;
@@ -112,14 +121,12 @@ impl Service {
     }
 
     fn list(&self, request: &api::ListProcessesRequest) -> Result<api::ListProcessesResponse, Failure> {
-        self.gate.admit(request)?;
         let processes = self.containers.get(&request.container_id)?.processes()?;
         let processes = processes.into_iter().map(|(pid, exec_id)| api::Process { pid, exec_id, ..Default::default() }).collect();
         Ok(api::ListProcessesResponse { processes, ..Default::default() })
     }
 
     async fn freeze(&self, request: &api::ContainerRequest, frozen: bool) -> Result<api::Empty, Failure> {
-        self.gate.admit(request)?;
         let container = self.containers.get(&request.container_id)?;
         let _turn = container.turn().await;
         if !container.is_running() {
@@ -130,7 +137,6 @@ impl Service {
     }
 
     async fn update(&self, request: &api::UpdateContainerRequest) -> Result<api::Empty, Failure> {
-        self.gate.admit(request)?;
         let container = self.containers.get(&request.container_id)?;
         let resources = host_spec::parse_resources(&request.resources).map_err(crate::containers::ContainerError::from)?;
         let _turn = container.turn().await;
@@ -139,24 +145,17 @@ impl Service {
     }
 
     fn stats(&self, request: &api::ContainerRequest) -> Result<api::StatsContainerResponse, Failure> {
-        self.gate.admit(request)?;
         Ok(self.containers.get(&request.container_id)?.cgroup().stats())
     }
 
-    fn guest_info(&self, request: &api::Empty) -> Result<api::GuestInfoResponse, Failure> {
-        self.gate.admit_anytime(request)?;
-        Ok(info::guest_info())
-    }
-
-    fn shutdown(&self, request: &api::Empty) -> Result<api::Empty, Failure> {
-        self.gate.admit_anytime(request)?;
+    fn shutdown(&self) -> api::Empty {
         info!("shutting down");
         self.containers.kill_all();
         tokio::spawn(async {
             tokio::time::sleep(FAREWELL).await;
             power::end_machine();
         });
-        Ok(api::Empty::default())
+        api::Empty::default()
     }
 }
 
@@ -226,11 +225,11 @@ impl Agent for Service {
         Ok(self.stats(&request)?)
     }
 
-    async fn guest_info(&self, _: &TtrpcContext, request: api::Empty) -> ttrpc::Result<api::GuestInfoResponse> {
-        Ok(Self::guest_info(self, &request)?)
+    async fn guest_info(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestInfoResponse> {
+        Ok(info::guest_info())
     }
 
-    async fn shutdown_sandbox(&self, _: &TtrpcContext, request: api::Empty) -> ttrpc::Result<api::Empty> {
-        Ok(self.shutdown(&request)?)
+    async fn shutdown_sandbox(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::Empty> {
+        Ok(self.shutdown())
     }
 }

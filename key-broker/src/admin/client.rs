@@ -1,7 +1,7 @@
 //! A client for the administrator's routes.
 
 use super::{AdminToken, RULE_HEADER};
-use crate::{rule::Rule, store::Entry};
+use crate::{audit::Head, refusals::Refusal, rule::Rule, store::Entry, target::Target};
 use attestation::{ResourceUri, kbs::ErrorBody};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -69,28 +69,56 @@ impl AdminClient {
 
     /// Stores a secret and its release rule, both at once, in place of what was there.
     pub async fn put_resource(&self, uri: &ResourceUri, secret: &[u8], rule: &Rule) -> Result<(), AdminError> {
-        let rule = STANDARD.encode(rule.text());
-        let body = Bytes::copy_from_slice(secret);
-        let path = format!("/kbs/v0/resource/{}", uri.path());
-        self.call(Method::POST, &path, &format!("storing {uri}"), Some(&rule), body).await.map(drop)
+        self.put(uri, secret, Some(rule)).await
     }
 
-    /// Stores or replaces the release rule of a resource.
-    pub async fn put_rule(&self, uri: &ResourceUri, rule: &Rule) -> Result<(), AdminError> {
+    /// Replaces a secret; its release rule stays.
+    pub async fn rotate(&self, uri: &ResourceUri, secret: &[u8]) -> Result<(), AdminError> {
+        self.put(uri, secret, None).await
+    }
+
+    async fn put(&self, uri: &ResourceUri, secret: &[u8], rule: Option<&Rule>) -> Result<(), AdminError> {
+        let rule = rule.map(|rule| STANDARD.encode(rule.text()));
+        let body = Bytes::copy_from_slice(secret);
+        let path = format!("/kbs/v0/resource/{}", uri.path());
+        self.call(Method::POST, &path, &format!("storing {uri}"), rule.as_deref(), body).await.map(drop)
+    }
+
+    /// Makes a new key for tokens. The answer is the JWK set with both.
+    pub async fn rotate_token_key(&self) -> Result<serde_json::Value, AdminError> {
+        self.json(Method::POST, "/cloister/v0/token-key", "a new token key").await
+    }
+
+    /// Why guests did not get a resource, the newest first.
+    pub async fn refusals(&self, uri: &ResourceUri) -> Result<Vec<Refusal>, AdminError> {
+        self.json(Method::GET, &format!("/cloister/v0/refusals/{}", uri.path()), "the refusals").await
+    }
+
+    /// The last line of the audit log.
+    pub async fn audit_head(&self) -> Result<Head, AdminError> {
+        self.json(Method::GET, "/cloister/v0/audit", "the audit log").await
+    }
+
+    /// Stores or replaces the release rule of a resource or of a pattern.
+    pub async fn put_rule(&self, uri: &Target, rule: &Rule) -> Result<(), AdminError> {
         let body = Bytes::copy_from_slice(rule.text().as_bytes());
         let path = format!("/cloister/v0/rule/{}", uri.path());
         self.call(Method::PUT, &path, &format!("storing the rule of {uri}"), None, body).await.map(drop)
     }
 
     /// Removes a secret with its rule.
-    pub async fn delete(&self, uri: &ResourceUri) -> Result<(), AdminError> {
+    pub async fn delete(&self, uri: &Target) -> Result<(), AdminError> {
         let path = format!("/kbs/v0/resource/{}", uri.path());
         self.call(Method::DELETE, &path, &format!("deleting {uri}"), None, Bytes::new()).await.map(drop)
     }
 
     /// All resources with their rules, without their secrets.
     pub async fn list(&self) -> Result<Vec<Entry>, AdminError> {
-        let body = self.call(Method::GET, "/cloister/v0/resources", "the list", None, Bytes::new()).await?;
+        self.json(Method::GET, "/cloister/v0/resources", "the list").await
+    }
+
+    async fn json<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str, what: &str) -> Result<T, AdminError> {
+        let body = self.call(method, path, what, None, Bytes::new()).await?;
         serde_json::from_slice(&body).map_err(|source| AdminError::Answer { url: self.url.clone(), source })
     }
 

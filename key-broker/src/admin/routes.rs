@@ -2,11 +2,14 @@
 
 use super::RULE_HEADER;
 use crate::{
-    api::{Body, bearer, bytes, uri},
+    api::{Body, bearer, bytes, record, uri},
+    audit::{Head, Sync},
     broker::Shared,
     error::ApiError,
+    refusals::Refusal,
     rule::Rule,
     store::{Entry, Store, StoreError},
+    target::Target,
 };
 use axum::{
     Json,
@@ -34,6 +37,8 @@ pub(crate) async fn put(
     let rule = rule.transpose()?;
     let secret = Zeroizing::new(bytes(body)?.to_vec());
     log::info!(resource = uri.path(), bytes = secret.len(), rule = rule.is_some(); "resource stored");
+    let text = rule.as_ref().map_or("unchanged", Rule::text);
+    record(&shared, "stored", &[("resource", uri.path()), ("bytes", secret.len().to_string().as_str()), ("rule", text)], Sync::Now).await?;
     on_store(shared, move |store| store.put(&uri, &secret, rule.as_ref())).await?;
     Ok(StatusCode::OK)
 }
@@ -45,11 +50,12 @@ pub(crate) async fn put_rule(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     authorize(&shared, &headers)?;
-    let uri = uri(&path)?;
+    let target = target(&path)?;
     let body = bytes(body)?;
     let rule = read_rule(std::str::from_utf8(&body).map_err(|_| bad("release rule: not UTF-8".into()))?)?;
-    log::info!(resource = uri.path(); "rule stored");
-    on_store(shared, move |store| store.put_rule(&uri, &rule)).await?;
+    log::info!(resource = target.path(); "rule stored");
+    record(&shared, "rule stored", &[("resource", target.path()), ("rule", rule.text())], Sync::Now).await?;
+    on_store(shared, move |store| store.put_rule(&target, &rule)).await?;
     Ok(StatusCode::OK)
 }
 
@@ -59,9 +65,10 @@ pub(crate) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     authorize(&shared, &headers)?;
-    let uri = uri(&path)?;
-    let name = uri.clone();
-    if !on_store(shared, move |store| store.delete(&uri)).await? {
+    let target = target(&path)?;
+    let name = target.clone();
+    record(&shared, "deleted", &[("resource", target.path())], Sync::Now).await?;
+    if !on_store(shared, move |store| store.delete(&target)).await? {
         return Err(ApiError::path(format!("{name}: there is no such resource")));
     }
     log::info!(resource = name.path(); "resource deleted");
@@ -71,6 +78,35 @@ pub(crate) async fn delete(
 pub(crate) async fn list(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Json<Vec<Entry>>, ApiError> {
     authorize(&shared, &headers)?;
     Ok(Json(on_store(shared, Store::list).await?))
+}
+
+pub(crate) async fn refusals(
+    State(shared): State<Arc<Shared>>,
+    Path(path): ResourcePath,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Refusal>>, ApiError> {
+    authorize(&shared, &headers)?;
+    Ok(Json(shared.refusals.of(uri(&path)?.path())))
+}
+
+pub(crate) async fn rotate_token_key(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Json<serde_json::Value>, ApiError> {
+    authorize(&shared, &headers)?;
+    record(&shared, "token key rotated", &[], Sync::Now).await?;
+    let rotating = shared.clone();
+    let rotated = tokio::task::spawn_blocking(move || rotating.rotate_token_key()).await;
+    rotated.map_err(ApiError::internal)?.map_err(ApiError::internal)?;
+    log::info!("token key rotated");
+    Ok(Json(shared.signers().jwks()))
+}
+
+pub(crate) async fn audit_head(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Json<Head>, ApiError> {
+    authorize(&shared, &headers)?;
+    let none = || ApiError::path("this broker was started without an audit log");
+    Ok(Json(shared.audit.as_ref().ok_or_else(none)?.head()))
+}
+
+fn target((repository, kind, tag): &(String, String, String)) -> Result<Target, ApiError> {
+    Target::new(repository, kind, tag).map_err(|e| ApiError::path(e.to_string()))
 }
 
 fn authorize(shared: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {

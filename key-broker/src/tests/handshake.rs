@@ -28,6 +28,44 @@ async fn a_guest_that_matches_gets_its_secrets_with_one_handshake() {
     bench.stop().await;
 }
 
+/// Two round trips for the handshake and one for the first key; the other nine come side by side.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_keys_cost_one_quote_and_three_round_trips_to_the_first() {
+    let bench = start(true).await;
+    let names: Vec<String> = (0..10).map(|n| format!("layer{n}")).collect();
+    for name in &names {
+        bench.admin.put_resource(&uri(name), name.as_bytes(), &rule()).await.unwrap();
+    }
+    let guest = Arc::new(bench.guest(&MEASUREMENT, INITDATA));
+    assert_eq!(guest.resource(&uri("layer0")).await.unwrap().as_slice(), b"layer0");
+    assert_eq!(bench.metric("requests_total").await, 3);
+    let asks = names[1..].iter().cloned().map(|name| {
+        let guest = guest.clone();
+        tokio::spawn(async move { guest.resource(&uri(&name)).await.map(|secret| secret.as_slice() == name.as_bytes()) })
+    });
+    for ask in asks.collect::<Vec<_>>() {
+        assert!(ask.await.unwrap().unwrap());
+    }
+    assert_eq!((bench.metric("challenges_total").await, bench.metric("handshakes_total").await), (1, 1));
+    assert_eq!(bench.metric("requests_total").await, 2 + 10);
+}
+
+/// A token is renewed before its end, by whoever needs one then.
+#[tokio::test]
+async fn a_token_is_renewed_before_its_end() {
+    let bench = start_in(tempfile::tempdir().unwrap(), |config| {
+        config.development = true;
+        config.session_lifetime = Duration::from_secs(5);
+    })
+    .await;
+    let guest = bench.guest(&MEASUREMENT, INITDATA);
+    let first = guest.token().await.unwrap();
+    assert_eq!(guest.token().await.unwrap(), first);
+    tokio::time::sleep(Duration::from_millis(4200)).await;
+    assert_ne!(guest.token().await.unwrap(), first, "the old one had most of a second to live");
+    assert_eq!(bench.metric("handshakes_total").await, 2);
+}
+
 #[tokio::test]
 async fn a_guest_that_does_not_match_is_told_which_condition_failed() {
     let bench = start(true).await;

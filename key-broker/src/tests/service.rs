@@ -53,14 +53,14 @@ async fn only_the_administrator_administers() {
     }
     assert!(bench.admin.list().await.unwrap().is_empty());
     bench.admin.put_resource(&uri("one"), b"1", &rule()).await.unwrap();
-    bench.admin.put_rule(&uri("two"), &rule()).await.unwrap();
+    bench.admin.put_rule(&uri("two").into(), &rule()).await.unwrap();
     let list = bench.admin.list().await.unwrap();
     assert_eq!(
         list.iter().map(|e| (e.resource.path(), e.bytes)).collect::<Vec<_>>(),
         [("default/key/one", Some(1)), ("default/key/two", None)]
     );
-    bench.admin.delete(&uri("one")).await.unwrap();
-    let error = bench.admin.delete(&uri("one")).await.unwrap_err().to_string();
+    bench.admin.delete(&uri("one").into()).await.unwrap();
+    let error = bench.admin.delete(&uri("one").into()).await.unwrap_err().to_string();
     assert!(error.contains("no such resource"), "{error}");
 
     let key = AdminToken::load(&bench.directory.path().join("admin.key")).unwrap();
@@ -97,18 +97,133 @@ async fn sessions_end_and_the_guest_attests_again() {
 }
 
 #[tokio::test]
-async fn a_flood_of_challenges_meets_a_bound() {
+async fn a_flood_of_challenges_meets_a_bound_and_then_a_rate() {
     let bench = start_in(tempfile::tempdir().unwrap(), |config| {
         config.development = true;
         config.max_sessions = 2;
+        config.rate = Rate { burst: 6, per_second: 0.001 };
     })
     .await;
-    bench.guest(&MEASUREMENT, INITDATA).attest().await.unwrap();
-    bench.auth().await;
+    bench.admin.put_resource(&uri("one"), b"secret", &rule()).await.unwrap();
+    let guest = bench.guest(&MEASUREMENT, INITDATA);
+    guest.attest().await.unwrap();
+    for _ in 0..5 {
+        bench.auth().await;
+    }
+    assert_eq!(bench.metric("sessions").await, 3, "two challenges, and the guest that has attested");
     let (status, _, body) = bench.request("POST", "/kbs/v0/auth", &[], auth_body("0.4.0", "sample")).await;
-    assert_eq!(status, 503);
-    assert!(detail(&body).contains("too many"), "{body:?}");
-    assert_eq!(bench.metric("sessions").await, 2);
+    assert_eq!(status, 429);
+    assert!(detail(&body).contains("too many handshakes from this address"), "{body:?}");
+    assert_eq!(bench.metric("rate_limited_total").await, 1);
+    assert_eq!(guest.resource(&uri("one")).await.unwrap().as_slice(), b"secret", "who has a session is not limited");
+}
+
+#[tokio::test]
+async fn a_refusal_is_explained_to_the_administrator() {
+    let bench = start(true).await;
+    bench.admin.put_resource(&uri("one"), b"secret", &rule()).await.unwrap();
+    bench.guest(&[1; 48], INITDATA).resource(&uri("one")).await.unwrap_err();
+    bench.guest(&MEASUREMENT, INITDATA).resource(&uri("other")).await.unwrap_err();
+    let refusals = bench.admin.refusals(&uri("one")).await.unwrap();
+    assert_eq!(refusals.len(), 1);
+    assert_eq!((refusals[0].resource.as_str(), refusals[0].tee.as_str()), ("default/key/one", "sample"));
+    assert_eq!(refusals[0].launch_measurement, "01".repeat(48));
+    assert!(refusals[0].reason.contains("launch_measurement is 0101") && refusals[0].reason.contains("wants 5a5a"), "{refusals:?}");
+    let (status, ..) = bench.request("GET", "/cloister/v0/refusals/default/key/one", &[], "").await;
+    assert_eq!(status, 401, "only to him");
+}
+
+#[tokio::test]
+async fn a_rule_for_a_pattern_releases_what_has_none_of_its_own() {
+    let bench = start(true).await;
+    let guest = bench.guest(&MEASUREMENT, INITDATA);
+    bench.admin.put_resource(&uri("one"), b"secret", &rule()).await.unwrap();
+    bench.admin.put_rule(&"kbs:///default/*/*".parse().unwrap(), &rule()).await.unwrap();
+    bench.admin.delete(&uri("one").into()).await.unwrap();
+    assert!(guest.resource(&uri("one")).await.unwrap_err().to_string().contains("no content"));
+    bench.admin.rotate(&uri("one"), b"new").await.unwrap();
+    assert_eq!(guest.resource(&uri("one")).await.unwrap().as_slice(), b"new");
+    let expired = Rule::parse(&format!("{}valid_until = 2020-01-01\n", rule().text())).unwrap();
+    bench.admin.put_rule(&uri("one").into(), &expired).await.unwrap();
+    assert!(guest.resource(&uri("one")).await.unwrap_err().to_string().contains("no longer valid"));
+    assert_eq!(bench.admin.list().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn tokens_outlive_the_rotation_of_their_key_and_others_can_verify_them() {
+    let bench = start(true).await;
+    bench.admin.put_resource(&uri("one"), b"secret", &rule()).await.unwrap();
+    let jwks = || async {
+        let (status, _, body) = bench.request("GET", "/.well-known/jwks.json", &[], "").await;
+        assert_eq!(status, 200);
+        attestation::jwks::Jwks::parse(&body).unwrap()
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let old = bench.guest(&MEASUREMENT, INITDATA).token().await.unwrap();
+    let before = jwks().await;
+    let claims = before.verify(&old, now).unwrap();
+    assert_eq!(claims["submods"]["cpu0"]["ear.status"], "contraindicated");
+    bench.admin.rotate_token_key().await.unwrap();
+    let new = bench.guest(&MEASUREMENT, INITDATA).token().await.unwrap();
+    assert!(before.verify(&new, now).is_err());
+    for token in [&old, &new] {
+        jwks().await.verify(token, now).unwrap();
+        let bearer = format!("Bearer {token}");
+        let (status, ..) = bench.request("GET", "/kbs/v0/resource/default/key/one", &[("authorization", &bearer)], "").await;
+        assert_eq!(status, 200);
+    }
+}
+
+#[tokio::test]
+async fn releases_refusals_and_changes_are_in_the_audit_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit");
+    let log = path.clone();
+    let bench = start_in(directory, |config| {
+        config.development = true;
+        config.audit = Some(log);
+    })
+    .await;
+    bench.admin.put_resource(&uri("one"), b"the secret itself", &rule()).await.unwrap();
+    bench.guest(&MEASUREMENT, INITDATA).resource(&uri("one")).await.unwrap();
+    bench.guest(&[1; 48], INITDATA).resource(&uri("one")).await.unwrap_err();
+    bench.admin.delete(&uri("one").into()).await.unwrap();
+    let head = bench.admin.audit_head().await.unwrap();
+    assert_eq!(crate::audit::verify(&path).unwrap(), head);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["stored", "attested", "released", "attested", "refused", "deleted"]);
+    assert_eq!(events[2]["resource"], "default/key/one");
+    assert!(events[4]["reason"].as_str().unwrap().contains("launch_measurement"));
+    assert!(!text.contains("the secret itself"));
+    let _directory = bench.stop().await;
+}
+
+/// The certificate and key in testdata are for `localhost` and 127.0.0.1 and sign themselves; made by
+/// `openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500 -subj /CN=localhost -addext
+/// subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=CA:FALSE`.
+#[tokio::test]
+async fn with_a_certificate_only_tls_is_spoken() {
+    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let (certificate, key) = (testdata.join("localhost.pem"), testdata.join("localhost.key"));
+    let bench = start_in(tempfile::tempdir().unwrap(), |config| {
+        config.development = true;
+        config.tls = Some(crate::tls::server(&certificate, &key).unwrap());
+    })
+    .await;
+    let url = bench.url.replace("http://", "https://");
+    let get = |client: HttpClient, url: String| async move {
+        client.send(http::Request::get(url + "/healthz").body(Bytes::new()).unwrap()).await
+    };
+    let trusting = HttpClient::new(Arc::new(TcpDialer), Some(&std::fs::read_to_string(&certificate).unwrap())).unwrap();
+    assert_eq!(get(trusting.clone(), url.clone()).await.unwrap().status(), 200);
+    assert!(get(http(), url.clone()).await.is_err(), "nobody vouches for it");
+    assert!(get(http(), bench.url.clone()).await.is_err(), "not in the clear");
+    let admin = AdminToken::load(&bench.directory.path().join("admin.key")).unwrap();
+    AdminClient::new(trusting, &url, admin).put_resource(&uri("one"), b"1", &rule()).await.unwrap();
+    let error = crate::tls::server(&key, &key).err().unwrap().to_string();
+    assert!(error.contains("localhost.key") && error.contains("no certificate"), "{error}");
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ fn for_broker(args: &Args) -> Result<Option<ForBroker<'_>>> {
         }
         return Ok(None);
     };
-    let access = Access { broker: args.broker.clone(), admin_key: admin_key.clone() };
+    let access = Access { broker: args.broker.clone(), admin_key: admin_key.clone(), broker_cert: None };
     Ok(Some(ForBroker { rule: args.release.rule()?, client: access.client()?, key, kek: Kek::generate()? }))
 }
 
