@@ -12,6 +12,7 @@ mod attester;
 mod boot;
 mod child;
 mod containers;
+mod enclave;
 mod forward;
 mod logger;
 mod network;
