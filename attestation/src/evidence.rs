@@ -134,15 +134,19 @@ impl Claims {
     /// Whether the VM was started with the initdata of this digest. Fields have the TEE's length: a digest that is longer was cut,
     /// one that is shorter padded with zeros. No field, an all-zero one, and an empty digest equal nothing.
     pub fn has_init_data(&self, digest: &[u8]) -> bool {
-        let field = &self.init_data;
-        let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
-        if zero(field) || zero(digest) {
-            return false;
-        }
-        let common = field.len().min(digest.len());
-        // A cut to less than SHA-256 would no longer bind anything.
-        common >= 32 && field[..common] == digest[..common] && zero(&field[common..])
+        is_init_data(&self.init_data, digest)
     }
+}
+
+/// Whether a TEE's field for it holds this digest of initdata, as [`Claims::has_init_data`] compares them.
+pub fn is_init_data(field: &[u8], digest: &[u8]) -> bool {
+    let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
+    if zero(field) || zero(digest) {
+        return false;
+    }
+    let common = field.len().min(digest.len());
+    // A cut to less than SHA-256 would no longer bind anything.
+    common >= 32 && field[..common] == digest[..common] && zero(&field[common..])
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Which evidence this machine can give, and its binding to the owner's initdata.
 
-use crate::boot::{cmdline, mounts};
+use crate::{
+    boot::{cmdline, modules::Modules, mounts},
+    enclave::{self, EnclaveError},
+};
 use attestation::{
     Attester,
     sample::SampleAttester,
@@ -19,11 +22,18 @@ pub enum BindError {
     /// The TPM.
     #[error("initdata cannot be measured: {0}")]
     Tpm(#[from] DeviceError),
+    /// SNP or TDX.
+    #[error(transparent)]
+    Enclave(#[from] EnclaveError),
 }
 
 /// The machine's attester. Where measurements can still be made, the initdata's digest, or that there is none, is measured here: once,
 /// before anything else that the host has sent is acted upon. May block.
-pub fn bind(initdata_digest: Option<&[u8]>) -> Result<Arc<dyn Attester>, BindError> {
+pub fn bind(initdata_digest: Option<&[u8]>, modules: &Modules) -> Result<Arc<dyn Attester>, BindError> {
+    // Before the TPM: an enclave's host may well give it one, which says what the host wants.
+    if let Some(attester) = enclave::attester(modules, initdata_digest)? {
+        return Ok(attester);
+    }
     if device::is_there() {
         if let Err(error) = mounts::mount_securityfs() {
             warn!("{error}: evidence without the firmware's log");

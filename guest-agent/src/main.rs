@@ -14,6 +14,7 @@ mod boot;
 mod caller;
 mod child;
 mod containers;
+mod enclave;
 mod forward;
 mod logger;
 mod network;

@@ -110,7 +110,8 @@ impl Sandbox {
         };
         let digest = initdata.as_ref().map(|(_, digest)| digest.bytes().to_vec());
         // Before anything else: from here on the evidence says under which initdata this machine runs.
-        let attester = spawn_blocking(move || attester::bind(digest.as_deref())).await;
+        let modules = machine.modules.clone();
+        let attester = spawn_blocking(move || attester::bind(digest.as_deref(), &modules)).await;
         let attester = attester.map_err(|e| SandboxError::Aborted(e.to_string()))??;
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         policy.network(request.interfaces.len(), request.routes.len())?;

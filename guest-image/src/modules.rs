@@ -27,6 +27,8 @@ pub enum Stage {
     Overlay,
     /// With a network interface.
     Net,
+    /// In an enclave: its report device.
+    Tee,
 }
 
 impl fmt::Display for Stage {
@@ -36,18 +38,21 @@ impl fmt::Display for Stage {
             Self::Scratch => "scratch",
             Self::Overlay => "overlay",
             Self::Net => "net",
+            Self::Tee => "tee",
         })
     }
 }
 
 /// What we ask for; dependencies come along. One that is built into the kernel is as good.
 /// `aesni-intel` refuses to load on a processor without AES instructions, which is why the generic `gcm` and `ghash-generic` are there
-/// too; dm-crypt cannot ask for either by itself, since the guest has no modprobe.
+/// too; dm-crypt cannot ask for either by itself, since the guest has no modprobe. `sev-guest` of Linux 6.12 needs them as well: its stage is
+/// loaded after that of the scratch disk.
 pub const WANTED: &[(Stage, &[&str])] = &[
     (Stage::Boot, &["virtio_mmio", "virtio_pci", "vsock", "vmw_vsock_virtio_transport"]),
     (Stage::Scratch, &["virtio_blk", "brd", "dm-mod", "ghash-generic", "gcm", "aesni-intel", "dm-crypt", "dm-integrity"]),
     (Stage::Overlay, &["overlay"]),
     (Stage::Net, &["virtio_net"]),
+    (Stage::Tee, &["tsm", "sev-guest", "tdx-guest"]),
 ];
 
 /// A module of the guest.
@@ -238,6 +243,10 @@ mod tests {
             (Stage::Scratch, "dm_integrity"),
             (Stage::Overlay, "overlay"),
             (Stage::Net, "virtio_net"),
+            (Stage::Tee, "configfs"),
+            (Stage::Tee, "tsm"),
+            (Stage::Tee, "sev_guest"),
+            (Stage::Tee, "tdx_guest"),
         ];
         assert_eq!(names(&modules), expected);
     }

@@ -1,8 +1,13 @@
 //! `cloister measure`: what a guest will attest, computed from its files, without launching it.
 
+mod hardware;
+
 use crate::{input, output};
-use anyhow::{Context, Result, bail, ensure};
-use attestation::tpm::predict::{self, Prediction};
+use anyhow::{Context, Result, ensure};
+use attestation::{
+    measure::tdx::InitrdWord,
+    tpm::predict::{self, Prediction},
+};
 use guest_image::{GuestManifest, MANIFEST_FILE};
 use runtime::{
     config::{Config, Tee},
@@ -33,6 +38,15 @@ pub(crate) struct Args {
     /// PCR 0 of a firmware that is not known (vtpm only); `cloister check --launch` shows it
     #[arg(long, value_name = "HEX")]
     pcr0: Option<String>,
+    /// The firmware is of EDK II before stable202508, which puts its own word behind the command line (tdx only)
+    #[arg(long)]
+    old_firmware: bool,
+    /// Print the measurements for 1 to 64 CPUs of each processor model (snp only)
+    #[arg(long, conflicts_with = "trustee")]
+    shapes: bool,
+    /// Print reference values for Trustee: the body of a request to its /kbs/v0/reference-value (snp, tdx)
+    #[arg(long, conflicts_with = "json")]
+    trustee: bool,
     /// Print JSON, with what the measurement is made of
     #[arg(long)]
     json: bool,
@@ -53,14 +67,49 @@ pub(crate) struct Measured {
     /// The registers of a TPM, hex.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) pcrs: BTreeMap<usize, String>,
+    /// The registers of TDX that the measurement is made of, hex.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    registers: BTreeMap<&'static str, String>,
+}
+
+impl Measured {
+    fn empty(tee: attestation::Tee, (vcpus, memory_mib): (u32, u32)) -> Self {
+        let (launch_measurement, cmdline) = (String::new(), String::new());
+        Self { tee, launch_measurement, vcpus, memory_mib, cmdline, pcrs: BTreeMap::new(), registers: BTreeMap::new() }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let config = Config::load()?;
     let pcr0 = args.pcr0.as_deref().map(read_pcr).transpose()?;
     let sizes = (args.vcpus.unwrap_or(config.guest.vcpus), args.memory.unwrap_or(config.guest.memory_mib));
-    let measured = measure(&config, sizes, pcr0)?;
+    if args.shapes {
+        return shapes(&config, sizes, args.json);
+    }
+    let word = if args.old_firmware { InitrdWord::Last } else { InitrdWord::First };
+    let measured = measure_with(&config, sizes, pcr0, word)?;
+    if args.trustee {
+        return output::json(&hardware::trustee(&measured)?);
+    }
     if args.json { output::json(&measured) } else { output::line(&measured.launch_measurement) }
+}
+
+/// Prints the measurements of SEV-SNP guests of other shapes than the configuration's.
+fn shapes(config: &Config, (vcpus, memory_mib): (u32, u32), json: bool) -> Result<()> {
+    ensure!(tee::resolve(config.tee) == Tee::Snp, "--shapes is of tee = \"snp\"; the configuration has another");
+    let rows = hardware::snp_shapes(&tee::inputs(config, vcpus, memory_mib)?)?;
+    if json {
+        #[derive(Serialize)]
+        struct Row {
+            cpu: String,
+            vcpus: u32,
+            launch_measurement: String,
+        }
+        let row = |(cpu, vcpus, launch_measurement)| Row { cpu, vcpus, launch_measurement };
+        return output::json(&rows.into_iter().map(row).collect::<Vec<_>>());
+    }
+    let row = |(cpu, vcpus, digest): (String, u32, String)| vec![cpu, vcpus.to_string(), digest];
+    output::table(&rows.into_iter().map(row).collect::<Vec<_>>())
 }
 
 fn read_pcr(text: &str) -> Result<[u8; 32]> {
@@ -70,12 +119,15 @@ fn read_pcr(text: &str) -> Result<[u8; 32]> {
 }
 
 /// Measures the guest of this configuration with so many CPUs and MiB.
-pub(crate) fn measure(config: &Config, (vcpus, memory_mib): (u32, u32), pcr0: Option<[u8; 32]>) -> Result<Measured> {
+pub(crate) fn measure(config: &Config, sizes: (u32, u32), pcr0: Option<[u8; 32]>) -> Result<Measured> {
+    measure_with(config, sizes, pcr0, InitrdWord::First)
+}
+
+fn measure_with(config: &Config, (vcpus, memory_mib): (u32, u32), pcr0: Option<[u8; 32]>, word: InitrdWord) -> Result<Measured> {
     let tee = tee::resolve(config.tee);
     ensure!(pcr0.is_none() || tee == Tee::Vtpm, "--pcr0 is of tee = \"vtpm\"; the configuration has another");
     let inputs = tee::inputs(config, vcpus, memory_mib)?;
-    let empty =
-        |tee, launch_measurement| Measured { tee, launch_measurement, vcpus, memory_mib, cmdline: String::new(), pcrs: BTreeMap::new() };
+    let empty = |tee, launch_measurement| Measured { launch_measurement, ..Measured::empty(tee, (vcpus, memory_mib)) };
     match tee {
         Tee::None | Tee::Auto => Ok(empty(attestation::Tee::Sample, of_manifest(&inputs)?)),
         Tee::Vtpm => {
@@ -84,7 +136,14 @@ pub(crate) fn measure(config: &Config, (vcpus, memory_mib): (u32, u32), pcr0: Op
             let measured = empty(attestation::Tee::Tpm, hex::encode(prediction.measurement()));
             Ok(Measured { cmdline: inputs.cmdline, pcrs, ..measured })
         }
-        Tee::Snp | Tee::Tdx => bail!("the measurement for this TEE cannot be computed by this version"),
+        Tee::Snp => {
+            let measured = empty(attestation::Tee::Snp, hardware::snp(&inputs)?);
+            Ok(Measured { cmdline: inputs.cmdline, ..measured })
+        }
+        Tee::Tdx => {
+            let (launch_measurement, registers) = hardware::tdx(&inputs, word)?;
+            Ok(Measured { cmdline: inputs.cmdline, registers, ..empty(attestation::Tee::Tdx, launch_measurement) })
+        }
     }
 }
 

@@ -91,6 +91,11 @@ pub fn mount_securityfs() -> Result<(), MountError> {
     mount_fs("securityfs", "/sys/kernel/security", COMMON.union(MsFlags::MS_RDONLY), "")
 }
 
+/// Mounts what holds the kernel's interface to reports of an enclave; the place is there once its module is loaded.
+pub fn mount_configfs() -> Result<(), MountError> {
+    mount_fs("configfs", "/sys/kernel/config", COMMON, "")
+}
+
 /// Gives children of `cgroup` every controller that the kernel has; one that is missing is missed when a limit asks for it.
 fn enable_controllers(cgroup: &str) {
     let available = fs::read_to_string(format!("{cgroup}/cgroup.controllers")).unwrap_or_default();

@@ -3,11 +3,9 @@
 //! measurement.
 
 use super::Finding;
-use crate::{commands::measure, output};
+use crate::{commands::measure, endorsements::Endorsements, output};
 use anyhow::{Context, Result};
-use attestation::{
-    Claims, Details, EvidenceError, Tee, Verifier, evidence::Preparation, report_data::ReportData, sample::SampleVerifier, tpm::TpmVerifier,
-};
+use attestation::{Claims, Details, EvidenceError, Tee, Verifier, evidence::Preparation, report_data::ReportData, sample::SampleVerifier};
 use key_broker::{Broker, BrokerConfig};
 use policy::Initdata;
 use runtime::{
@@ -66,7 +64,8 @@ async fn attempt(config: &Config) -> Result<Vec<Finding>> {
     let directory = tempdir()?;
     let (sender, mut verdicts) = mpsc::unbounded_channel();
     let record = |inner: Box<dyn Verifier>| -> Box<dyn Verifier> { Box::new(Recorder { inner, verdicts: sender.clone() }) };
-    let verifiers = vec![record(Box::new(SampleVerifier)), record(Box::new(TpmVerifier))];
+    let mut verifiers = vec![record(Box::new(SampleVerifier))];
+    verifiers.extend(Endorsements::default().verifiers()?.into_iter().map(record));
     let broker = Broker::open(BrokerConfig { verifiers, ..BrokerConfig::new(&directory.path.join("store")) })?;
     let listener = TcpListener::bind("127.0.0.1:0").await.context("listen on loopback")?;
     let authority = listener.local_addr().context("address of the listener")?.to_string();
