@@ -98,6 +98,8 @@ fn allowed(allow: &AllowRules, lines: &mut Vec<String>) {
     each(&allow.cwd, lines, "choose any working directory", |cwd| format!("choose the working directory {cwd}"));
     each(&allow.capabilities, lines, "add any capability", |capability| format!("add the capability {capability}"));
     each(&allow.mounts, lines, "mount a tmpfs anywhere", |mount| format!("mount a tmpfs at {mount}"));
+    each(&allow.devices, lines, "give containers any disk", |path| format!("give containers a disk at {path}"));
+    each(&allow.port_forward, lines, "connect to any port of the pod", |port| format!("connect to port {port} of the pod"));
     each(&allow.sysctls, lines, "set any kernel parameter of the IPC namespace", |sysctl| format!("set {sysctl}"));
     each(&allow.copy_in, lines, "copy any file into containers", |file| format!("copy in {file}"));
     each(&allow.exec, lines, "run any further command in a container", |args| format!("run {args:?} in a container"));
@@ -108,6 +110,8 @@ fn allowed(allow: &AllowRules, lines: &mut Vec<String>) {
         Allow::Only(names) => lines.extend(names.iter().map(|name| format!("Containers may have {name} at the workload API."))),
     }
     let flags = [
+        (allow.privileged, "The host may create privileged containers."),
+        (allow.share_processes, "The host may let the pod's containers see each other's processes."),
         (allow.terminal, "The host may give containers a terminal."),
         (allow.stdin, "The host may write to standard input."),
         (allow.output, "Standard output and error reach the host."),

@@ -29,7 +29,8 @@ impl Crio {
         let state = dir.path().join("v");
         fs::write(dir.path().join("cloister.toml"), format!("state_dir = {state:?}\n")).unwrap();
         // What `runtime_config_path` names: the same node, and a guest that is not there.
-        let text = format!("state_dir = {state:?}\n[guest]\nkernel = \"/nonexistent/of-the-options\"\n[vmm]\nqemu = \"/bin/true\"\n");
+        let guest = "[guest]\nkernel = \"/nonexistent/of-the-options\"\ninitramfs = \"/nonexistent/of-the-options\"\n";
+        let text = format!("state_dir = {state:?}\n{guest}[vmm]\nqemu = \"/bin/true\"\n");
         fs::write(dir.path().join("options.toml"), text).unwrap();
         Self { dir }
     }

@@ -377,7 +377,8 @@ mod tests {
         let sets = |spec: Spec| spec.process().as_ref().unwrap().capabilities().clone().unwrap();
         assert_eq!(sets(spec(&host, true)), derived);
         let mut ambient = derived.clone();
-        ambient.set_ambient(Some([oci_spec::runtime::Capability::Chown].into()));
+        let chown = Some([oci_spec::runtime::Capability::Chown].into());
+        ambient.set_inheritable(chown.clone()).set_ambient(chown);
         host.process.set_capabilities(Some(ambient.clone()));
         assert_eq!(sets(spec(&host, true)), ambient);
         assert_eq!(sets(spec(&host, false)), derived);

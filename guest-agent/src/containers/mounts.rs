@@ -206,7 +206,7 @@ mod tests {
         let taken = tmpfs(&["rprivate", "nosuid", "size=50%", "uid=1000", "mode=1777"]).unwrap();
         let options = ["nosuid", "size=50%", "uid=1000", "mode=1777"].map(str::to_owned).into();
         assert_eq!(taken.list, [Wanted::Tmpfs { destination: "/t".into(), options }]);
-        assert_eq!(taken.overrides(), ["/t"]);
+        assert_eq!(taken.overrides(), ["/t:mode=1777,uid=1000"]);
     }
 
     #[test]
