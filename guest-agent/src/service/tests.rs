@@ -102,6 +102,7 @@ fn request(rpc: &str) -> Vec<u8> {
         "StartProcess" => bytes(&api::StartProcessRequest { container_id, ..Default::default() }),
         "WaitProcess" => bytes(&api::WaitProcessRequest { container_id, ..Default::default() }),
         "DeleteProcess" => bytes(&api::DeleteProcessRequest { container_id, ..Default::default() }),
+        "WaitOutOfMemory" => bytes(&api::WaitOutOfMemoryRequest { container_id, ..Default::default() }),
         "ResizePty" => bytes(&api::ResizePtyRequest { container_id, ..Default::default() }),
         "ListProcesses" => bytes(&api::ListProcessesRequest { container_id, ..Default::default() }),
         "UpdateContainer" => bytes(&api::UpdateContainerRequest { container_id, ..Default::default() }),
