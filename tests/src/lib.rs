@@ -17,6 +17,7 @@ pub mod cri;
 pub mod crio;
 pub mod ctr;
 pub mod daemon;
+pub mod flood;
 pub mod leaks;
 pub mod memory;
 pub mod nerdctl;
