@@ -101,7 +101,7 @@ fn valid() -> Value {
 }
 
 /// What the agent would run for this spec, as the text of its own runtime spec; or the refusal.
-fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<String, String> {
+pub(super) fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<String, String> {
     let process = ImageProcess { args: vec!["/bin/api".into()], env: vec!["PATH=/bin".into()], cwd: "/".into(), user: "app".into() };
     let accounts = Accounts { passwd: "app:x:1000:1000::/:\n".into(), group: String::new() };
     policy.image(image).map_err(|e| e.to_string())?;
@@ -125,7 +125,7 @@ fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<
     serde_json::to_value(&spec).map(|value| without_limits(value).to_string()).map_err(|e| e.to_string())
 }
 
-fn image() -> Image {
+pub(super) fn image() -> Image {
     Image { reference: "ghcr.io/acme/api:1".into(), digests: vec![DIGEST.into()] }
 }
 
