@@ -19,6 +19,7 @@ pub mod ctr;
 pub mod daemon;
 pub mod flood;
 pub mod leaks;
+pub mod matrix;
 pub mod memory;
 pub mod nerdctl;
 pub mod oci;
