@@ -80,6 +80,12 @@ impl Step {
     }
 }
 
+/// Every call, and who can die in it: when a pod is removed, its shim and its VM have gone.
+pub fn cells() -> impl Iterator<Item = (Step, Victim)> {
+    let all = Step::ALL.into_iter().flat_map(|step| Victim::ALL.map(|victim| (step, victim)));
+    all.filter(|(step, victim)| *step != Step::RemovePod || *victim == Victim::Containerd)
+}
+
 /// A bed with nothing else in it, and an image for its containers.
 pub struct Matrix<'a> {
     bed: &'a Bed,

@@ -17,7 +17,7 @@ use census::{Census, Growth};
 use tests::bed::{Bed, POLICY, Setup};
 use tests::configuration::Initdata;
 use tests::ctr::{BOOT, Run};
-use tests::matrix::{Matrix, Step, Victim};
+use tests::matrix::{Matrix, cells};
 use tests::oci::Image;
 use tests::{flood, memory, place};
 
@@ -69,7 +69,7 @@ fn matrix() -> Result<()> {
         let bed = Bed::start_with_cri(&Setup { name: "smx", containerd })?;
         let matrix = Matrix::new(&bed)?;
         let mut failed = Vec::new();
-        for (step, victim) in Step::ALL.into_iter().flat_map(|step| Victim::ALL.map(|victim| (step, victim))) {
+        for (step, victim) in cells() {
             let result = matrix.cell(step, victim);
             println!(
                 "containerd {containerd}: {victim:?} dies at {step:?}: {}",
