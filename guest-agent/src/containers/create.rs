@@ -26,7 +26,7 @@ use crate::{
     stages::Stages,
 };
 use log::info;
-use policy::Stdio;
+use policy::{Denial, Overrides, Policy, Stdio};
 use protocol::api;
 use std::{
     fs,
@@ -100,6 +100,7 @@ impl Containers {
         let volumes = self.volumes.of(&message.container_id);
         let mut binds = host.mounts.binds(volumes.as_deref())?;
         let image = sandbox.pull(message, stages).await?;
+        check_volumes_of_image(&binds, &image.volumes, sandbox.policy())?;
 
         let scratch = sandbox.scratch().await?;
         let (name, modules) = (reservation.name.clone(), sandbox.modules());
@@ -214,6 +215,15 @@ fn end_together(init: &Watched, cgroup: Cgroup) {
     });
 }
 
+/// A host says which volumes are the image's own; the image's config says whether that is so. With initdata, else, a host could make any
+/// directory of a read-only root writable.
+fn check_volumes_of_image(binds: &Binds, declared: &[String], policy: &Policy) -> Result<(), Denial> {
+    let of_image = binds.iter().filter(|(_, (bind, _))| *bind == Bind::Image).map(|(destination, _)| destination);
+    let invented = |place: &&String| !declared.iter().any(|path| Path::new(path) == Path::new(place)) && !policy.lets_mount(place);
+    let mounts = of_image.filter(invented).cloned().collect();
+    policy.overrides(&Overrides { mounts, ..Overrides::default() })
+}
+
 /// What the image declares as a volume stays writable where the root does not: it is mounted over itself.
 fn keep_writable(root: &InRoot, binds: &mut Binds) -> Result<(), ContainerError> {
     for (destination, (bind, _)) in binds.iter_mut().filter(|(_, (bind, _))| *bind == Bind::Image) {
@@ -275,6 +285,20 @@ fn complete(root: &InRoot, derived: &Derived, hostname: &str, resolv_conf: &str)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_volume_of_the_image_is_one_that_its_config_declares() {
+        let binds = |places: &[&str]| places.iter().map(|place| ((*place).to_owned(), (Bind::Image, false))).collect::<Binds>();
+        let (closed, declared) = (Policy::parse("[allow]\nmounts = [\"/cache\"]\n").unwrap(), ["/var/lib/db/".to_owned()]);
+        assert_eq!(check_volumes_of_image(&binds(&["/var/lib/db", "/cache"]), &declared, &closed), Ok(()));
+        for place in ["/bin", "/var/lib", "/var/lib/db/x"] {
+            let text = check_volumes_of_image(&binds(&["/var/lib/db", place]), &declared, &closed).unwrap_err().to_string();
+            assert!(text.contains("allow.mounts") && text.contains(place), "{text}");
+        }
+        // The pair: nothing is protected behind an open door.
+        let open = Policy::from_initdata(None).unwrap();
+        assert_eq!(check_volumes_of_image(&binds(&["/bin"]), &[], &open), Ok(()));
+    }
 
     #[test]
     fn a_root_is_completed_and_not_overwritten() {
