@@ -7,7 +7,7 @@ use super::{
     derive::{self, Accounts, Derived},
     device_nodes::Node,
     devices::{self, Access, Further},
-    host_spec::{HostSpec, SpecError},
+    host_spec::{HostSpec, SpecError, printable},
     in_root::InRoot,
     launch::{LaunchError, launch},
     mounts::Binds,
@@ -26,7 +26,7 @@ use crate::{
     stages::Stages,
 };
 use log::info;
-use policy::{Denial, Overrides, Policy, Stdio};
+use policy::{Denial, Stdio};
 use protocol::api;
 use std::{
     fs,
@@ -100,7 +100,6 @@ impl Containers {
         let volumes = self.volumes.of(&message.container_id);
         let mut binds = host.mounts.binds(volumes.as_deref())?;
         let image = sandbox.pull(message, stages).await?;
-        check_volumes_of_image(&binds, &image.volumes, sandbox.policy())?;
 
         let scratch = sandbox.scratch().await?;
         let (name, modules) = (reservation.name.clone(), sandbox.modules());
@@ -126,6 +125,9 @@ impl Containers {
         set_network(&host)?;
         complete_root(&root, &derived, sandbox)?;
         if host.readonly_root {
+            if !sandbox.policy().is_open() {
+                declared_by_image(&binds, &image.process.volumes)?;
+            }
             keep_writable(&root, &mut binds)?;
         }
         if let Some(volumes) = &volumes {
@@ -215,15 +217,6 @@ fn end_together(init: &Watched, cgroup: Cgroup) {
     });
 }
 
-/// A host says which volumes are the image's own; the image's config says whether that is so. With initdata, else, a host could make any
-/// directory of a read-only root writable.
-fn check_volumes_of_image(binds: &Binds, declared: &[String], policy: &Policy) -> Result<(), Denial> {
-    let of_image = binds.iter().filter(|(_, (bind, _))| *bind == Bind::Image).map(|(destination, _)| destination);
-    let invented = |place: &&String| !declared.iter().any(|path| Path::new(path) == Path::new(place)) && !policy.lets_mount(place);
-    let mounts = of_image.filter(invented).cloned().collect();
-    policy.overrides(&Overrides { mounts, ..Overrides::default() })
-}
-
 /// What the image declares as a volume stays writable where the root does not: it is mounted over itself.
 fn keep_writable(root: &InRoot, binds: &mut Binds) -> Result<(), ContainerError> {
     for (destination, (bind, _)) in binds.iter_mut().filter(|(_, (bind, _))| *bind == Bind::Image) {
@@ -231,6 +224,19 @@ fn keep_writable(root: &InRoot, binds: &mut Binds) -> Result<(), ContainerError>
         *bind = Bind::Path(path.map_err(ContainerError::io(format!("volume of the image at {destination}")))?);
     }
     Ok(())
+}
+
+/// Behind a closed door only the image says what of a read-only root is writable: a host could name any directory.
+fn declared_by_image(binds: &Binds, declared: &[String]) -> Result<(), Denial> {
+    let is_declared = |destination: &str| declared.iter().any(|volume| volume.trim_end_matches('/') == destination);
+    let mut undeclared = binds.iter().filter(|(destination, (bind, _))| *bind == Bind::Image && !is_declared(destination));
+    undeclared.next().map_or(Ok(()), |(destination, _)| {
+        Err(Denial {
+            asked: format!("a writable {} in a read-only root", printable(destination)),
+            rule: "the image does not declare it as a volume".to_owned(),
+            remedy: "put it into VOLUME of the image, or mount an emptyDir there".to_owned(),
+        })
+    })
 }
 
 /// Kernel parameters of the network: the pod's, and so the guest's.
@@ -287,17 +293,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_of_the_image_is_one_that_its_config_declares() {
-        let binds = |places: &[&str]| places.iter().map(|place| ((*place).to_owned(), (Bind::Image, false))).collect::<Binds>();
-        let (closed, declared) = (Policy::parse("[allow]\nmounts = [\"/cache\"]\n").unwrap(), ["/var/lib/db/".to_owned()]);
-        assert_eq!(check_volumes_of_image(&binds(&["/var/lib/db", "/cache"]), &declared, &closed), Ok(()));
-        for place in ["/bin", "/var/lib", "/var/lib/db/x"] {
-            let text = check_volumes_of_image(&binds(&["/var/lib/db", place]), &declared, &closed).unwrap_err().to_string();
-            assert!(text.contains("allow.mounts") && text.contains(place), "{text}");
-        }
-        // The pair: nothing is protected behind an open door.
-        let open = Policy::from_initdata(None).unwrap();
-        assert_eq!(check_volumes_of_image(&binds(&["/bin"]), &[], &open), Ok(()));
+    fn only_the_image_makes_a_part_of_a_read_only_root_writable() {
+        let binds = |destination: &str, bind| Binds::from([(destination.to_owned(), (bind, false))]);
+        let declared = ["/data/".to_owned()];
+        assert_eq!(declared_by_image(&binds("/data", Bind::Image), &declared), Ok(()));
+        assert_eq!(declared_by_image(&binds("/bin", Bind::Path("/x".into())), &declared), Ok(()));
+        let denial = declared_by_image(&binds("/bin", Bind::Image), &declared).unwrap_err().to_string();
+        assert!(denial.contains("/bin") && denial.contains("VOLUME"), "{denial}");
     }
 
     #[test]

@@ -35,8 +35,6 @@ pub struct PulledImage {
     pub layers: Vec<PathBuf>,
     /// What its config says about the process.
     pub process: ImageProcess,
-    /// Directories that its config declares as volumes.
-    pub volumes: Vec<String>,
 }
 
 /// An image whose manifest and config are verified; no layer has been touched.
@@ -48,7 +46,6 @@ pub struct Resolved {
     index: Option<String>,
     plans: Vec<LayerPlan>,
     process: ImageProcess,
-    volumes: Vec<String>,
 }
 
 impl Resolved {
@@ -115,11 +112,11 @@ impl Puller {
         let pins = [Some(digest.to_string()), index.clone()];
         let pins: Vec<&str> = pins.iter().flatten().map(String::as_str).collect();
         let mixed = if policy.mixed(&pins) { Mixed::Allowed } else { Mixed::Refused };
-        let (plans, process, volumes) = read_config(&source, &manifest, mixed).await?;
+        let (plans, process) = read_config(&source, &manifest, mixed).await?;
         stages.end("manifest");
         info!(image = request.image_reference, digest:% = digest, layers = plans.len(); "image resolved");
         let (reference, digest) = (request.image_reference.clone(), digest.to_string());
-        Ok(Resolved { reference, source: Arc::new(source), digest, index, plans, process, volumes })
+        Ok(Resolved { reference, source: Arc::new(source), digest, index, plans, process })
     }
 
     /// Fetches, decrypts and unpacks the layers that are not here yet.
@@ -127,11 +124,11 @@ impl Puller {
         let identity = image.identity();
         let keys = keys::layer_keys(&image.plans, &self.access, stages).await?;
         let layers = self.store.unpack(&image.source, image.plans, keys, scratch, stages).await?;
-        Ok(PulledImage { identity, layers, process: image.process, volumes: image.volumes })
+        Ok(PulledImage { identity, layers, process: image.process })
     }
 }
 
-async fn read_config(source: &Source, manifest: &Manifest, mixed: Mixed) -> Result<(Vec<LayerPlan>, ImageProcess, Vec<String>), PullError> {
+async fn read_config(source: &Source, manifest: &Manifest, mixed: Mixed) -> Result<(Vec<LayerPlan>, ImageProcess), PullError> {
     let bytes = source.blob_bytes(&manifest.config).await?;
     let invalid = |e: &dyn std::fmt::Display| source.invalid("config", manifest.config.digest, e);
     let config = ImageConfig::parse(&bytes).map_err(|e| invalid(&e))?;
@@ -141,6 +138,7 @@ async fn read_config(source: &Source, manifest: &Manifest, mixed: Mixed) -> Resu
         env: config.config.env.clone(),
         cwd: config.config.working_dir.clone(),
         user: config.config.user.clone(),
+        volumes: config.config.volumes.keys().cloned().collect(),
     };
-    Ok((plans, process, config.config.volumes.into_keys().collect()))
+    Ok((plans, process))
 }

@@ -109,7 +109,7 @@ pub fn only_the_image_says_what_stays_writable_in_a_read_only_root(bed: &Hostile
     let announce = api::PrepareVolumesRequest { container_id: "locked".into(), volumes: vec![volume], ..Default::default() };
     bed.runtime.block_on(async {
         done(closed.call("PrepareVolumes", &announce).await?)?;
-        refused(closed.create("locked", &bed.images.app, &attack).await?, Code::PERMISSION_DENIED, "mount at /bin")?;
+        refused(closed.create("locked", &bed.images.app, &attack).await?, Code::PERMISSION_DENIED, "a writable /bin in a read-only root")?;
         let (seen, _streams) = closed.run("locked", &bed.images.app, &locked).await?;
         ensure!(seen.is_empty(), "{seen}");
         closed.kill("locked").await?;
