@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "what a user reads of a refusal is told")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -98,9 +99,13 @@ fn an_image_larger_than_the_scratch_disk(bed: &Bed) -> Result<()> {
     refused_image(bed, &reference, "bomb", &configuration.text(), &["space"])
 }
 
-/// No guest boots in a second: the VM that says nothing is ended, and the line says which setting waits longer.
+/// A VM that is there and runs nothing (QEMU's `-S`) is ended, and the line says which setting waits longer.
 fn an_agent_that_is_not_heard_of(bed: &Bed) -> Result<()> {
-    let text = bed.configuration.text().replace("[vmm]\n", "[vmm]\nboot_timeout_s = 1\n");
+    let program = bed.base().join("qemu-system-that-stands-still");
+    fs::write(&program, format!("#!/bin/sh\nexec {} -S \"$@\"\n", bed.configuration.qemu))?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let configuration = Configuration { qemu: program.display().to_string(), ..bed.configuration.clone() };
+    let text = configuration.text().replace("[vmm]\n", "[vmm]\nboot_timeout_s = 1\n");
     refused(bed, "silent", &text, &["no word of its agent within 1 s", "vmm.boot_timeout_s"])
 }
 
