@@ -18,6 +18,8 @@ struct Tree {
     root: PathBuf,
     /// Folders and packages of the workspace.
     crates: BTreeSet<String>,
+    /// What `make` can be asked for.
+    targets: BTreeSet<String>,
     /// Functions that are run as tests.
     functions: BTreeSet<String>,
     /// Modules with tests in them, or below them, as `crate::module`.
@@ -27,7 +29,9 @@ struct Tree {
 impl Tree {
     fn read() -> Result<Self> {
         let root = place::root().canonicalize()?;
-        let mut tree = Self { root, crates: BTreeSet::new(), functions: BTreeSet::new(), modules: BTreeSet::new() };
+        let makefile = fs::read_to_string(root.join("Makefile"))?;
+        let targets = makefile.lines().filter_map(|line| line.split_once(": ")).map(|(target, _)| target.to_owned()).collect();
+        let mut tree = Self { root, crates: BTreeSet::new(), targets, functions: BTreeSet::new(), modules: BTreeSet::new() };
         tree.functions.insert(runner::LAST.to_owned());
         for entry in fs::read_dir(&tree.root)? {
             let folder = entry?.path();
@@ -65,7 +69,11 @@ impl Tree {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.functions.contains(name) || self.crates.contains(name) || self.has_path(name) || self.has_module(name)
+        self.functions.contains(name)
+            || self.crates.contains(name)
+            || self.has_path(name)
+            || self.has_module(name)
+            || name.strip_prefix("make ").is_some_and(|target| self.targets.contains(target))
     }
 
     /// At the top, or in a crate.
@@ -159,12 +167,27 @@ fn every_test_that_a_document_names_exists() -> Result<()> {
 #[test]
 fn a_test_that_is_gone_is_missed() -> Result<()> {
     let tree = Tree::read()?;
-    for name in ["a_test_that_nobody_wrote", "dependencies_point_both_ways", "image::nothing", "scripts/nothing", "tree", "/etc/passwd"] {
+    for name in [
+        "a_test_that_nobody_wrote",
+        "dependencies_point_both_ways",
+        "image::nothing",
+        "scripts/nothing",
+        "make nothing",
+        "tree",
+        "/etc/passwd",
+    ] {
         assert!(!tree.has(name), "{name}");
     }
-    for name in
-        ["dependencies_point_one_way", "key-broker", "image::unpack", "courier::cache", "e2e_encrypted", "scripts/setup", runner::LAST]
-    {
+    for name in [
+        "dependencies_point_one_way",
+        "key-broker",
+        "image::unpack",
+        "courier::cache",
+        "e2e_encrypted",
+        "scripts/setup",
+        "make soak",
+        runner::LAST,
+    ] {
         assert!(tree.has(name), "{name}");
     }
     let text = "| promise | held by |\n|---|---|\n| x | `a`, `b` tests |\n\n| figure | reach for |\n|---|---|\n| y | 1.3 |\n";
