@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::bed::{Bed, POLICY, Setup};
-use tests::broker::Release;
+use tests::broker::{Broker, Release};
+use tests::configuration::Initdata;
 use tests::ctr::{BOOT, Run};
 use tests::oci::Image;
 use tests::pod::Pod;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         2,
         tests![
             an_encrypted_image_runs_and_the_host_stores_nothing_of_it,
+            the_layers_open_under_no_other_config,
             another_initdata_is_refused_the_key,
             another_measurement_is_refused_the_key,
             no_initdata_no_key,
@@ -32,17 +34,27 @@ fn main() -> ExitCode {
     )
 }
 
+/// Layers beside those of busybox and of the secret, so that there are ten.
+const LAYERS: [&str; 8] = ["srv/a", "srv/b", "srv/c", "srv/d", "srv/e", "srv/f", "srv/g", "srv/h"];
+
 fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Result<()> {
     let secret = format!("the model's weights {}", bed.id("w"));
     let image =
         Image::busybox("wc -c < /srv/secret; cp /srv/secret /tmp/copy 2>/dev/null || cat /srv/secret > /tmp/copy; echo ready; sleep 3600")?;
-    let image = image.with_file("srv/secret", secret.clone());
-    let initdata = bed.initdata(POLICY);
+    let image = LAYERS.into_iter().fold(image.with_file("srv/secret", secret.clone()), |image, path| image.with_file(path, path));
+    // A broker of its own: what it counts is this container's.
+    let mut broker = Broker::start(bed.base(), "own")?;
+    let initdata = Initdata::new(&broker.url(), POLICY);
 
     // The search has to be able to fail: it finds the secret in the plain layout that the image is made of.
     let plain = bed.layout(&image, "secret")?;
     ensure!(search(&[&plain.directory], secret.as_bytes())?.files.len() == 1, "the search does not find the secret in the plain image");
-    let reference = bed.encrypted(&image, "secret", &initdata)?;
+    let file = bed.base().join("own.initdata");
+    std::fs::write(&file, &initdata.text)?;
+    let release = Release { key: "kbs:///tests/image/secret", initdata: &file, tee: "sample", launch_measurement: None };
+    let sealed = broker.encrypt(&plain, "1", &release)?;
+    ensure!(sealed.digests()?.layers.len() == 10, "not ten layers");
+    let reference = bed.provide(&sealed, "secret")?;
     std::fs::remove_dir_all(&plain.directory)?;
 
     let (id, annotation) = (bed.id("secret"), initdata.annotation()?);
@@ -56,9 +68,45 @@ fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Resul
     ensure!(found.searched > 20, "only {} files were searched", found.searched);
     ensure!(finished.text().starts_with(&format!("{}\n", secret.len())), "{finished:?}");
 
+    // Ten encrypted layers: one quote, and three round trips to the key that opens them all.
+    for (counter, expected) in [
+        ("challenges_total", 1),
+        ("handshakes_total", 1),
+        ("handshake_failures_total", 0),
+        ("resources_released_total", 1),
+        ("requests_total", 3),
+    ] {
+        let counted = broker.counter(counter)?;
+        ensure!(counted == expected, "{counter}: {counted}, expected {expected}");
+    }
+    broker.stop()?;
+
     let found = search(&[bed.base()], secret.as_bytes())?;
     ensure!(found.files.is_empty(), "afterwards, the secret is in {:?}", found.files);
     bed.nothing_of(&id)
+}
+
+/// Whoever holds the registry has the encrypted layers, and can write a config that prints them. In the VM that has the key and has decrypted
+/// them, under a policy that names no image: as they are, and called plain.
+fn the_layers_open_under_no_other_config(bed: &Bed) -> Result<()> {
+    let secret = format!("what the layers hold {}", bed.id("w"));
+    let image = Image::busybox("wc -c < /srv/secret")?.with_file("srv/secret", secret.clone());
+    let initdata = bed.initdata(POLICY);
+    let sealed = bed.encrypt(&image, "bound", &initdata)?;
+    let reference = bed.provide(&sealed, "bound")?;
+    let pod = Pod::start(bed, "bound", &reference, Some(&initdata.annotation()?))?;
+    let honest = pod.run("honest", &pod.spec("wc -c < /srv/secret"))?.succeeded()?;
+    ensure!(honest.text() == format!("{}\n", secret.len()), "{honest:?}");
+    for (name, plain, words) in [("config", false, "encrypted as a layer of the image with config"), ("plain", true, "layer sha256:")] {
+        let forged = sealed.forged(&bed.base().join("images").join(name), "cat /srv/secret", plain)?;
+        let mut spec = pod.spec("cat /srv/secret");
+        spec["annotations"]["io.kubernetes.cri.image-name"] = json!(bed.registry.push(&forged, name, "1")?);
+        let refused = pod.run(name, &spec)?;
+        ensure!(!refused.status.success() && !refused.text().contains(&secret), "it was printed: {refused:?}");
+        ensure!(refused.stderr.contains(words), "'{words}' is not in: {}", refused.stderr);
+        println!("  {name}: {}", refused.stderr.trim_end());
+    }
+    pod.end()
 }
 
 fn another_initdata_is_refused_the_key(bed: &Bed) -> Result<()> {

@@ -40,6 +40,8 @@ pub struct ImageProcess {
     pub cwd: String,
     /// `user[:group]`, by name or number.
     pub user: String,
+    /// Directories that the image declares as volumes.
+    pub volumes: Vec<String>,
 }
 
 /// A process that is ready to be run, and how it differs from the image's.
@@ -268,6 +270,7 @@ mod tests {
             env: vec!["PATH=/bin".into(), "MODE=prod".into()],
             cwd: "/srv".into(),
             user: "app".into(),
+            volumes: Vec::new(),
         }
     }
 
