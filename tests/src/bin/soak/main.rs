@@ -1,6 +1,6 @@
 //! `make soak`: does anything of ours grow? Sandboxes one after the other, as many side by side as memory allows, execs in one container that
-//! stays, and a GiB of output; descriptors, threads and memory of every process of ours before and after. Then kill -9 of everybody in every call
-//! of a pod's life.
+//! stays, and a GiB of output; descriptors, threads and memory of every process of ours before and after. Then an image of four times its
+//! guest's memory, and kill -9 of everybody in every call of a pod's life.
 //!
 //! Takes the number of sandboxes and of execs, 200 and 500 unless said otherwise; or the word `matrix`, for the deaths alone. Fails where something
 //! grew or was left.
@@ -11,15 +11,16 @@ mod census;
 
 use std::fs;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use census::{Census, Growth};
 use tests::bed::{Bed, POLICY, Setup};
-use tests::configuration::Initdata;
+use tests::configuration::{Configuration, Initdata};
 use tests::ctr::{BOOT, Run};
 use tests::matrix::{Matrix, cells};
 use tests::oci::Image;
-use tests::{flood, memory, place};
+use tests::{flood, large, memory, place};
 
 const SANDBOXES: usize = 200;
 const EXECS: usize = 500;
@@ -101,6 +102,7 @@ impl<'a> Soak<'a> {
         self.side_by_side()?;
         growths.extend(self.execs(execs)?);
         self.flood()?;
+        self.larger_than_memory()?;
         Ok(growths)
     }
 
@@ -146,6 +148,16 @@ impl<'a> Soak<'a> {
         let (reference, id) = (self.bed.plain(&flood::image()?, "flood")?, self.bed.id("flood"));
         println!("a GiB of output: {:?}", flood::run(self.bed, &reference, &id, FLOOD)?);
         self.bed.nothing_of(&id)
+    }
+
+    /// 2 GiB in a guest of 512 MiB.
+    fn larger_than_memory(&self) -> Result<()> {
+        let configuration = Configuration { scratch_mib: 4096, ..self.bed.configuration.clone() };
+        configuration.write(&self.bed.configuration_file())?;
+        let started = Instant::now();
+        large::starts(self.bed, 2 << 30, BOOT * 4)?;
+        println!("an image of 2 GiB ran in a guest of 512 MiB, made, pushed and pulled, in {:.0} s", started.elapsed().as_secs_f32());
+        Ok(())
     }
 
     /// Processes come and go in a container that stays: the shim must not grow.
