@@ -7,7 +7,7 @@ use super::{
     derive::{self, Accounts, Derived},
     device_nodes::Node,
     devices::{self, Access, Further},
-    host_spec::{HostSpec, SpecError},
+    host_spec::{HostSpec, SpecError, printable},
     in_root::InRoot,
     launch::{LaunchError, launch},
     mounts::Binds,
@@ -26,7 +26,7 @@ use crate::{
     stages::Stages,
 };
 use log::info;
-use policy::Stdio;
+use policy::{Denial, Stdio};
 use protocol::api;
 use std::{
     fs,
@@ -116,7 +116,15 @@ impl Containers {
         let root = InRoot::open(&workspace.rootfs()).map_err(ContainerError::io("open root"))?;
         let accounts = read_accounts(&root)?;
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
-        let place = Sandbox::admit(sandbox, &derived.wanted(image.identity.clone(), asked(&stdio)))?;
+        let wanted = derived.wanted(image.identity.clone(), asked(&stdio), &accounts);
+        let place = match &volumes {
+            None => Sandbox::admit(sandbox, &wanted)?,
+            Some(volumes) => volumes.decide(&binds, wanted, |wanted| {
+                let place = Sandbox::admit(sandbox, wanted)?;
+                let id = place.id();
+                Ok((place, id))
+            })?,
+        };
         let secrets = Opened::of(&derived.env, sandbox.broker()).await?;
         let cgroup = Cgroup::of(&workspace.name);
         let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();
@@ -125,6 +133,9 @@ impl Containers {
         set_network(&host)?;
         complete_root(&root, &derived, sandbox)?;
         if host.readonly_root {
+            if !sandbox.policy().is_open() {
+                declared_by_image(&binds, &image.process.volumes)?;
+            }
             keep_writable(&root, &mut binds)?;
         }
         if let Some(volumes) = &volumes {
@@ -223,6 +234,19 @@ fn keep_writable(root: &InRoot, binds: &mut Binds) -> Result<(), ContainerError>
     Ok(())
 }
 
+/// Behind a closed door only the image says what of a read-only root is writable: a host could name any directory.
+fn declared_by_image(binds: &Binds, declared: &[String]) -> Result<(), Denial> {
+    let is_declared = |destination: &str| declared.iter().any(|volume| volume.trim_end_matches('/') == destination);
+    let mut undeclared = binds.iter().filter(|(destination, (bind, _))| *bind == Bind::Image && !is_declared(destination));
+    undeclared.next().map_or(Ok(()), |(destination, _)| {
+        Err(Denial {
+            asked: format!("a writable {} in a read-only root", printable(destination)),
+            rule: "the image does not declare it as a volume".to_owned(),
+            remedy: "put it into VOLUME of the image, or mount an emptyDir there".to_owned(),
+        })
+    })
+}
+
 /// Kernel parameters of the network: the pod's, and so the guest's.
 fn set_network(host: &HostSpec) -> Result<(), ContainerError> {
     for (name, value) in host.network_sysctls() {
@@ -275,6 +299,16 @@ fn complete(root: &InRoot, derived: &Derived, hostname: &str, resolv_conf: &str)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_image_makes_a_part_of_a_read_only_root_writable() {
+        let binds = |destination: &str, bind| Binds::from([(destination.to_owned(), (bind, false))]);
+        let declared = ["/data/".to_owned()];
+        assert_eq!(declared_by_image(&binds("/data", Bind::Image), &declared), Ok(()));
+        assert_eq!(declared_by_image(&binds("/bin", Bind::Path("/x".into())), &declared), Ok(()));
+        let denial = declared_by_image(&binds("/bin", Bind::Image), &declared).unwrap_err().to_string();
+        assert!(denial.contains("/bin") && denial.contains("VOLUME"), "{denial}");
+    }
 
     #[test]
     fn a_root_is_completed_and_not_overwritten() {

@@ -138,6 +138,7 @@ async fn read_config(source: &Source, manifest: &Manifest, mixed: Mixed) -> Resu
         env: config.config.env.clone(),
         cwd: config.config.working_dir.clone(),
         user: config.config.user.clone(),
+        volumes: config.config.volumes.keys().cloned().collect(),
     };
     Ok((plans, process))
 }

@@ -102,12 +102,18 @@ fn valid() -> Value {
 
 /// What the agent would run for this spec, as the text of its own runtime spec; or the refusal.
 fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<String, String> {
-    let process = ImageProcess { args: vec!["/bin/api".into()], env: vec!["PATH=/bin".into()], cwd: "/".into(), user: "app".into() };
+    let process = ImageProcess {
+        args: vec!["/bin/api".into()],
+        env: vec!["PATH=/bin".into()],
+        cwd: "/".into(),
+        user: "app".into(),
+        volumes: Vec::new(),
+    };
     let accounts = Accounts { passwd: "app:x:1000:1000::/:\n".into(), group: String::new() };
     policy.image(image).map_err(|e| e.to_string())?;
     let host = HostSpec::parse(spec.to_string().as_bytes()).map_err(|e| e.to_string())?;
     let derived = derive::derive(&process, &host, &accounts, "pod").map_err(|e| e.to_string())?;
-    let wanted = derived.wanted(image.clone(), stdio);
+    let wanted = derived.wanted(image.clone(), stdio, &accounts);
     Ledger::new(policy.clone()).admit(&wanted).map_err(|e| e.to_string())?;
     let (binds, shared) = (host.mounts.binds(None).map_err(|e| e.to_string())?, Shared::default());
     let bundle = Bundle {
