@@ -130,15 +130,15 @@ impl<'a> FileRules<'a> {
         self.containers.iter().flat_map(|rule| &rule.files).any(|entry| covers(entry)) || self.allow.copy_in.allows(|entry| covers(entry))
     }
 
-    /// May something be mounted here?
+    /// May something that is copied be mounted here? Where something is to be mounted and no file is spoken of, it is to be empty, and the
+    /// container's to write to.
     pub(crate) fn place(&self, destination: &str) -> bool {
         let named = |mount: &String| mount == destination;
-        self.allow.mounts.allows(named)
-            || self.containers.iter().any(|rule| rule.mounts.iter().any(named))
-            || self.any(|entry| match parts(entry) {
-                (path, None) => is_below(destination, path),
-                (path, Some(_)) => destination == path,
-            })
+        let is_mount = self.allow.mounts.allows(named) || self.containers.iter().any(|rule| rule.mounts.iter().any(named));
+        self.any(|entry| match parts(entry) {
+            (path, None) => is_below(destination, path) || (is_mount && is_below(path, destination)),
+            (path, Some(_)) => destination == path || (is_mount && is_below(path, destination)),
+        })
     }
 
     fn anything_at(&self, path: &str) -> bool {

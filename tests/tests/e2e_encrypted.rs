@@ -167,7 +167,7 @@ fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Resu
         ("args", with("cat /etc/passwd", &valid)?, "command line"),
         ("content", with(SCRIPT, &[bind(&evil, "/etc/conf", &["ro"]), cached.clone()])?, content.as_str()),
         ("place", with(SCRIPT, &[bind(&good, "/etc", &["ro"]), cached.clone()])?, "files at /etc"),
-        ("absent", with(SCRIPT, &[cached.clone()])?, "/etc/conf"),
+        ("absent", with(SCRIPT, std::slice::from_ref(&cached))?, "/etc/conf"),
         ("empty", with(SCRIPT, &[bind(&cache, "/etc/conf", &["rw"]), cached])?, "without file /etc/conf/key"),
     ] {
         let refused = pod.run(name, &spec)?;

@@ -132,6 +132,8 @@ fn the_place_of_a_mount_is_the_owners_choice_too() {
     assert!(admit(&over, &[below], &["/conf/d"]).unwrap_err().contains("without file /conf/d/x"));
     assert_eq!(admit(&bound(), &[good], &[]), Ok(()), "and mounts are met by it");
     assert!(admit(&policy("mounts = [\"/cache\"]"), &[], &[]).unwrap_err().contains("without mount at /cache"));
+    let unwritable = copied("/cache", &[directory("")]);
+    assert!(admit(&policy("mounts = [\"/cache\"]"), &[unwritable], &[]).unwrap_err().contains("files at /cache"));
 }
 
 #[test]

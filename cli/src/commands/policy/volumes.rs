@@ -110,11 +110,10 @@ impl Volumes<'_> {
 
     fn keys(&self, kind: &'static str, keys: &Keys, name: &str) -> Result<Option<Vec<File>>> {
         let Some(files) = self.contents.of(kind, name) else {
-            return match (keys.optional, self.bind) {
-                (true, true) => Ok(Some(Vec::new())),
-                (false, true) => bail!("{kind} {name:?} is not in the file, so that its content cannot be bound; add it"),
-                _ => Ok(None),
-            };
+            if self.bind {
+                bail!("{kind} {name:?} is not in the file, so that its content cannot be bound; add it");
+            }
+            return Ok(None);
         };
         if keys.items.is_empty() {
             return Ok(Some(files.iter().map(|(key, content)| (key.clone(), Some(digest(content)))).collect()));
@@ -235,7 +234,9 @@ mod tests {
         check(items.clone(), at("/e"), true, &["/e"], &[bound("/e/deep/er", "1")]);
         check(items, json!({"mountPath": "/e", "subPath": "deep"}), true, &["/e"], &[bound("/e/er", "1")]);
         check(json!({"secret": {"secretName": "s"}}), at("/s"), true, &["/s"], &[bound("/s/key", "3")]);
-        check(json!({"secret": {"secretName": "none", "optional": true}}), at("/s"), true, &["/s"], &[]);
+        let optional =
+            json!({"secret": {"secretName": "s", "optional": true, "items": [{"key": "key", "path": "k"}, {"key": "z", "path": "z"}]}});
+        check(optional, at("/s"), true, &["/s"], &[bound("/s/k", "3")]);
         let projected = json!({"projected": {"sources": [
             {"configMap": {"name": "c", "items": [{"key": "a", "path": "a"}]}}, {"secret": {"name": "s"}},
             {"serviceAccountToken": {"path": "token"}}, {"downwardAPI": {"items": [{"path": "labels"}]}}]}});

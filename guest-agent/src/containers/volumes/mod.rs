@@ -8,6 +8,8 @@
 mod receive;
 mod refresh;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use super::{ContainerError, MAX_CONTAINERS, in_root::InRoot, mounts::Binds};
 use crate::sandbox::Sandbox;
@@ -307,118 +309,4 @@ fn make_empty(path: &Path, volume: &api::Volume, in_memory: bool) -> io::Result<
     let directory = File::open(path)?;
     fchown(&directory, Some(Uid::from_raw(volume.uid)), Some(Gid::from_raw(volume.gid)))?;
     Ok(fchmod(&directory, Mode::from_bits_truncate(volume.mode))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::unistd::{getegid, geteuid};
-    use std::os::unix::fs::PermissionsExt;
-
-    fn volume(destination: &str, kind: VolumeKind) -> api::Volume {
-        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        let name = destination.trim_start_matches('/').to_owned();
-        api::Volume { destination: destination.into(), kind: kind.into(), name, mode: 0o1777, uid, gid, ..Default::default() }
-    }
-
-    fn open() -> Policy {
-        Policy::from_initdata(None).unwrap()
-    }
-
-    fn request(id: &str, volumes: &[api::Volume]) -> api::PrepareVolumesRequest {
-        api::PrepareVolumesRequest { container_id: id.into(), volumes: volumes.into(), ..Default::default() }
-    }
-
-    #[test]
-    fn containers_of_a_pod_share_an_empty_directory() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::default();
-        let shared = [volume("/cache", VolumeKind::EMPTY), volume("/c", VolumeKind::COPY)];
-        assert_eq!(volumes.make(&request("a", &shared), &[true, true], dir.path(), &open()).unwrap(), [1]);
-        assert!(matches!(volumes.make(&request("a", &shared), &[true, true], dir.path(), &open()), Err(ContainerError::Exists(_))));
-        volumes.make(&request("b", &shared[..1]), &[true], dir.path(), &open()).unwrap();
-        let path = |id: &str| volumes.of(id).unwrap().bind("/cache").unwrap().unwrap().0;
-        assert_eq!(path("a"), path("b"));
-        let Bind::Path(place) = path("a") else { panic!("no path") };
-        assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o7777, 0o1777);
-        volumes.of("a").unwrap().make_directory("/cache/deep/er").unwrap();
-        volumes.forget("a");
-        assert!(volumes.of("a").is_none() && place.join("deep/er").is_dir(), "it is the pod's");
-    }
-
-    #[test]
-    fn what_is_announced_has_to_be_copied() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::default();
-        let list = [volume("/etc/conf", VolumeKind::COPY), volume("/etc/hosts", VolumeKind::COPY), volume("/data", VolumeKind::IMAGE)];
-        assert_eq!(volumes.make(&request("c", &list), &[true, false, true], dir.path(), &open()).unwrap(), [0]);
-        let prepared = volumes.of("c").unwrap();
-        let error = prepared.bind("/etc/conf").unwrap().unwrap_err().to_string();
-        assert!(error.contains("/etc/conf") && error.contains("not copied"), "{error}");
-        assert_eq!(prepared.bind("/etc/hosts").unwrap().unwrap().0, Bind::Nothing);
-        assert_eq!(prepared.bind("/data").unwrap().unwrap().0, Bind::Image);
-        assert!(prepared.bind("/other").is_none());
-    }
-
-    #[test]
-    fn the_policy_decides_and_what_is_dispensable_is_left_out() {
-        let policy = Policy::parse("[allow]\ncopy_in = [\"/etc/conf\"]\nmounts = [\"/cache\"]\n").unwrap();
-        let asked = |destination: &str, kind| admit(&policy, &volume(destination, kind));
-        assert_eq!(asked("/etc/conf", VolumeKind::COPY), Ok(true));
-        assert_eq!(asked("/cache", VolumeKind::EMPTY), Ok(true));
-        let readonly = api::Volume { readonly: true, ..volume("/cache", VolumeKind::EMPTY) };
-        assert!(admit(&policy, &readonly).unwrap_err().to_string().contains("/cache:ro"));
-        assert_eq!(asked("/etc/hosts", VolumeKind::COPY), Ok(false));
-        assert_eq!(asked("/data", VolumeKind::IMAGE), Ok(true));
-        for (destination, kind, key) in [
-            ("/bin", VolumeKind::COPY, "allow.copy_in"),
-            ("/etc/hosts", VolumeKind::EMPTY, "allow.mounts"),
-            ("/x", VolumeKind::EMPTY_MEMORY, "allow.mounts"),
-            ("/etc/conf", VolumeKind::EMPTY, "allow.mounts"),
-        ] {
-            let text = asked(destination, kind).unwrap_err().to_string();
-            assert!(text.contains(key) && text.contains(destination), "{text}");
-        }
-        let text = asked("/dev/xvda", VolumeKind::DISK).unwrap_err().to_string();
-        assert!(text.contains("allow.devices") && text.contains("/dev/xvda"), "{text}");
-        assert_eq!(admit(&open(), &volume("/bin", VolumeKind::COPY)), Ok(true));
-    }
-
-    #[test]
-    fn an_empty_directory_is_a_mount_of_its_container() {
-        let text = format!("[[container]]\nname = \"c\"\nimage.digest = \"sha256:{}\"\nmounts = [\"/cache\"]\n", "a".repeat(64));
-        let policy = Policy::parse(&text).unwrap();
-        let cache = volume("/cache", VolumeKind::EMPTY);
-        assert_eq!(admit(&policy, &cache), Ok(true));
-        let (dir, volumes) = (tempfile::tempdir().unwrap(), Volumes::default());
-        volumes.make(&request("c", &[cache]), &[true], dir.path(), &policy).unwrap();
-        let prepared = volumes.of("c").unwrap();
-        let binds: Binds = [("/cache".to_owned(), prepared.bind("/cache").unwrap().unwrap())].into();
-        let image = policy::Image { reference: "r/x".into(), digests: vec![format!("sha256:{}", "a".repeat(64))] };
-        let ask = |binds: &Binds| {
-            let wanted = Wanted { image: image.clone(), ..Wanted::default() };
-            prepared
-                .decide(binds, wanted, |wanted| policy::Ledger::new(policy.clone()).admit(wanted).map(|place| (wanted.empty.len(), place)))
-        };
-        assert_eq!(ask(&binds).unwrap(), 1);
-        assert!(ask(&Binds::new()).unwrap_err().to_string().contains("without mount at /cache"));
-    }
-
-    #[test]
-    fn only_what_was_announced_so_is_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::default();
-        let log = api::Volume { read_back: true, ..volume("/dev/termination-log", VolumeKind::COPY) };
-        volumes.make(&request("c", &[log, volume("/secret", VolumeKind::COPY)]), &[true, true], dir.path(), &open()).unwrap();
-        let prepared = volumes.of("c").unwrap();
-        fs::write(prepared.place(0), "x".repeat(MAX_READ_BACK + 1)).unwrap();
-        fs::write(prepared.place(1), "secret").unwrap();
-        let read = |number| volumes.read_back(&api::ReadVolumeRequest { container_id: "c".into(), number, ..Default::default() });
-        assert_eq!(read(0).unwrap().len(), MAX_READ_BACK);
-        assert!(matches!(read(1), Err(ContainerError::NoContainer(_))));
-        assert!(matches!(read(2), Err(ContainerError::NoContainer(_))));
-        fs::remove_file(prepared.place(0)).unwrap();
-        std::os::unix::fs::symlink(prepared.place(1), prepared.place(0)).unwrap();
-        assert!(read(0).is_err());
-    }
 }
