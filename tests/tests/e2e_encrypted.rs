@@ -152,7 +152,10 @@ fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Resu
 
     let initdata = bed.initdata(&fs::read_to_string(&policy)?);
     let pod = Pod::start(bed, "manifest", &reference, Some(&initdata.annotation()?))?;
-    let bind = |source: &Path, destination: &str, options: &[&str]| json!({"destination": destination, "type": "bind", "source": source, "options": [&["rbind", "rprivate"], options].concat()});
+    let bind = |source: &Path, destination: &str, options: &[&str]| {
+        let options = [&["rbind", "rprivate"], options].concat();
+        json!({"destination": destination, "type": "bind", "source": source, "options": options})
+    };
     let with = |script: &str, binds: &[Value]| -> Result<Value> {
         let mut spec = pod.spec(script);
         spec["mounts"].as_array_mut().context("mounts")?.extend(binds.iter().cloned());
