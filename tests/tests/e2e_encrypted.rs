@@ -2,16 +2,15 @@
 
 #![allow(clippy::print_stdout, reason = "a test of many checks says where it is")]
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::bed::{Bed, POLICY, Setup};
-use tests::broker::Release;
+use tests::broker::{Broker, Release};
+use tests::configuration::Initdata;
 use tests::ctr::{BOOT, Run};
 use tests::oci::Image;
 use tests::pod::Pod;
@@ -24,29 +23,39 @@ fn main() -> ExitCode {
         2,
         tests![
             an_encrypted_image_runs_and_the_host_stores_nothing_of_it,
+            the_layers_open_under_no_other_config,
             another_initdata_is_refused_the_key,
             another_measurement_is_refused_the_key,
             no_initdata_no_key,
             the_policy_decides_on_exec_and_overrides,
-            a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else,
             skopeos_image_runs_signed_and_for_a_private_key_in_the_broker,
             an_image_that_is_not_signed_as_the_owner_wants_is_refused,
         ],
     )
 }
 
+/// Layers beside those of busybox and of the secret, so that there are ten.
+const LAYERS: [&str; 8] = ["srv/a", "srv/b", "srv/c", "srv/d", "srv/e", "srv/f", "srv/g", "srv/h"];
+
 fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Result<()> {
     let secret = format!("the model's weights {}", bed.id("w"));
     let image =
         Image::busybox("wc -c < /srv/secret; cp /srv/secret /tmp/copy 2>/dev/null || cat /srv/secret > /tmp/copy; echo ready; sleep 3600")?;
-    let image = image.with_file("srv/secret", secret.clone());
-    let initdata = bed.initdata(POLICY);
+    let image = LAYERS.into_iter().fold(image.with_file("srv/secret", secret.clone()), |image, path| image.with_file(path, path));
+    // A broker of its own: what it counts is this container's.
+    let mut broker = Broker::start(bed.base(), "own")?;
+    let initdata = Initdata::new(&broker.url(), POLICY);
 
     // The search has to be able to fail: it finds the secret in the plain layout that the image is made of.
     let plain = bed.layout(&image, "secret")?;
     ensure!(search(&[&plain.directory], secret.as_bytes())?.files.len() == 1, "the search does not find the secret in the plain image");
-    let reference = bed.encrypted(&image, "secret", &initdata)?;
-    fs::remove_dir_all(&plain.directory)?;
+    let file = bed.base().join("own.initdata");
+    std::fs::write(&file, &initdata.text)?;
+    let release = Release { key: "kbs:///tests/image/secret", initdata: &file, tee: "sample", launch_measurement: None };
+    let sealed = broker.encrypt(&plain, "1", &release)?;
+    ensure!(sealed.digests()?.layers.len() == 10, "not ten layers");
+    let reference = bed.provide(&sealed, "secret")?;
+    std::fs::remove_dir_all(&plain.directory)?;
 
     let (id, annotation) = (bed.id("secret"), initdata.annotation()?);
     let run = Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() };
@@ -59,9 +68,45 @@ fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Resul
     ensure!(found.searched > 20, "only {} files were searched", found.searched);
     ensure!(finished.text().starts_with(&format!("{}\n", secret.len())), "{finished:?}");
 
+    // Ten encrypted layers: one quote, and three round trips to the key that opens them all.
+    for (counter, expected) in [
+        ("challenges_total", 1),
+        ("handshakes_total", 1),
+        ("handshake_failures_total", 0),
+        ("resources_released_total", 1),
+        ("requests_total", 3),
+    ] {
+        let counted = broker.counter(counter)?;
+        ensure!(counted == expected, "{counter}: {counted}, expected {expected}");
+    }
+    broker.stop()?;
+
     let found = search(&[bed.base()], secret.as_bytes())?;
     ensure!(found.files.is_empty(), "afterwards, the secret is in {:?}", found.files);
     bed.nothing_of(&id)
+}
+
+/// Whoever holds the registry has the encrypted layers, and can write a config that prints them. In the VM that has the key and has decrypted
+/// them, under a policy that names no image: as they are, and called plain.
+fn the_layers_open_under_no_other_config(bed: &Bed) -> Result<()> {
+    let secret = format!("what the layers hold {}", bed.id("w"));
+    let image = Image::busybox("wc -c < /srv/secret")?.with_file("srv/secret", secret.clone());
+    let initdata = bed.initdata(POLICY);
+    let sealed = bed.encrypt(&image, "bound", &initdata)?;
+    let reference = bed.provide(&sealed, "bound")?;
+    let pod = Pod::start(bed, "bound", &reference, Some(&initdata.annotation()?))?;
+    let honest = pod.run("honest", &pod.spec("wc -c < /srv/secret"))?.succeeded()?;
+    ensure!(honest.text() == format!("{}\n", secret.len()), "{honest:?}");
+    for (name, plain, words) in [("config", false, "encrypted as a layer of the image with config"), ("plain", true, "layer sha256:")] {
+        let forged = sealed.forged(&bed.base().join("images").join(name), "cat /srv/secret", plain)?;
+        let mut spec = pod.spec("cat /srv/secret");
+        spec["annotations"]["io.kubernetes.cri.image-name"] = json!(bed.registry.push(&forged, name, "1")?);
+        let refused = pod.run(name, &spec)?;
+        ensure!(!refused.status.success() && !refused.text().contains(&secret), "it was printed: {refused:?}");
+        ensure!(refused.stderr.contains(words), "'{words}' is not in: {}", refused.stderr);
+        println!("  {name}: {}", refused.stderr.trim_end());
+    }
+    pod.end()
 }
 
 fn another_initdata_is_refused_the_key(bed: &Bed) -> Result<()> {
@@ -78,7 +123,7 @@ fn another_measurement_is_refused_the_key(bed: &Bed) -> Result<()> {
     let initdata = bed.initdata(POLICY);
     let layout = bed.layout(&Image::busybox("echo it ran")?, "measured")?;
     let file = bed.base().join("measured.initdata");
-    fs::write(&file, &initdata.text)?;
+    std::fs::write(&file, &initdata.text)?;
     let release =
         Release { key: "kbs:///tests/image/measured", initdata: &file, tee: "sample", launch_measurement: Some(&"00".repeat(48)) };
     let reference = bed.provide(&bed.broker.encrypt(&layout, "1", &release)?, "measured")?;
@@ -112,75 +157,21 @@ fn the_policy_decides_on_exec_and_overrides(bed: &Bed) -> Result<()> {
     ensure!(allowed.text() == "allowed\n", "{allowed:?}");
     ensure!(!denied.status.success() && denied.stdout.is_empty(), "{denied:?}");
     ensure!(denied.stderr.contains("denied by policy") && denied.stderr.contains("allow.exec"), "{denied:?}");
-    bed.nothing_of(&id)
-}
+    bed.nothing_of(&id)?;
 
-/// What the container of the manifest does.
-const SCRIPT: &str = "cat /etc/conf/key; touch /cache/x && echo writable; touch /etc/conf/y 2>/dev/null || echo read-only";
-
-/// Written from a manifest, with the content of its ConfigMap; in one VM: what the manifest says runs, and nothing else, nor anything else in
-/// its place.
-fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Result<()> {
-    let reference = bed.plain(&Image::busybox("sleep 3600")?, "manifest")?;
-    let (manifest, policy) = (bed.base().join("pod.yaml"), bed.base().join("pod.policy.toml"));
-    let text = format!(
-        "kind: ConfigMap\nmetadata: {{name: conf}}\ndata: {{key: \"bound\\n\"}}\n---\n\
-         kind: Pod\nmetadata: {{name: app}}\nspec:\n  automountServiceAccountToken: false\n  containers:\n  - name: app\n    image: {reference}\n\
-         \x20   command: [/bin/sh, -c, {SCRIPT:?}]\n    securityContext: {{allowPrivilegeEscalation: false}}\n\
-         \x20   volumeMounts: [{{name: conf, mountPath: /etc/conf}}, {{name: cache, mountPath: /cache}}]\n\
-         \x20 volumes: [{{name: conf, configMap: {{name: conf}}}}, {{name: cache, emptyDir: {{}}}}]\n"
-    );
-    fs::write(&manifest, text)?;
-    let (cloister, registry) = (place::ours("cloister")?, reference.split('/').next().unwrap_or_default());
-    let (manifest, policy) = (manifest.display().to_string(), policy.display().to_string());
-    tool(&cloister, &["policy", "generate", &manifest, "--bind-files", "--plain-http", registry, "--out", &policy])?;
-    tool(&cloister, &["policy", "check", &policy, "--pod", &manifest, "--plain-http", registry])?;
-
-    // Its volumes as kubelet makes them, and one whose content was changed.
-    let volumes = bed.base().join("kubelet/pods/0a1b/volumes");
-    let cache = volumes.join("kubernetes.io~empty-dir/cache");
-    fs::create_dir_all(&cache)?;
-    let config_map = |name: &str, content: &str| -> Result<PathBuf> {
-        let directory = volumes.join("kubernetes.io~configmap").join(name);
-        fs::create_dir_all(directory.join("..1"))?;
-        fs::write(directory.join("..1/key"), content)?;
-        symlink("..1", directory.join("..data"))?;
-        symlink("..data/key", directory.join("key"))?;
-        Ok(directory)
-    };
-    let (good, evil) = (config_map("conf", "bound\n")?, config_map("evil", "other\n")?);
-
-    let initdata = bed.initdata(&fs::read_to_string(&policy)?);
-    let pod = Pod::start(bed, "manifest", &reference, Some(&initdata.annotation()?))?;
-    let bind = |source: &Path, destination: &str, options: &[&str]| {
-        let options = [&["rbind", "rprivate"], options].concat();
-        json!({"destination": destination, "type": "bind", "source": source, "options": options})
-    };
-    let with = |script: &str, binds: &[Value]| -> Result<Value> {
-        let mut spec = pod.spec(script);
-        spec["mounts"].as_array_mut().context("mounts")?.extend(binds.iter().cloned());
-        Ok(spec)
-    };
-    let cached = bind(&cache, "/cache", &["rw"]);
-    let valid = [bind(&good, "/etc/conf", &["ro"]), cached.clone()];
-    let seen = pod.run("valid", &with(SCRIPT, &valid)?)?;
-    ensure!(seen.text() == "bound\nwritable\nread-only\n", "{seen:?}");
-    let content = format!("file /etc/conf/key with content {}", tests::oci::digest(b"other\n"));
-    for (name, spec, rule) in [
-        ("args", with("cat /etc/passwd", &valid)?, "command line"),
-        ("content", with(SCRIPT, &[bind(&evil, "/etc/conf", &["ro"]), cached.clone()])?, content.as_str()),
-        ("place", with(SCRIPT, &[bind(&good, "/etc", &["ro"]), cached.clone()])?, "files at /etc"),
-        ("absent", with(SCRIPT, std::slice::from_ref(&cached))?, "/etc/conf"),
-        ("empty", with(SCRIPT, &[bind(&cache, "/etc/conf", &["rw"]), cached])?, "without file /etc/conf/key"),
-    ] {
+    // In one VM: what the host may not run, and what it may not bring in.
+    let pod = Pod::start(bed, "denied", &reference, Some(&annotation))?;
+    let mut mount = pod.spec("cat /etc/conf");
+    let file = bed.configuration_file();
+    let bind = json!({"destination": "/etc/conf", "type": "bind", "source": file, "options": ["rbind", "ro"]});
+    mount["mounts"].as_array_mut().context("mounts")?.push(bind);
+    for (name, spec, rule) in [("args", pod.spec("cat /etc/passwd"), "allow.args"), ("mount", mount, "allow.copy_in")] {
         let refused = pod.run(name, &spec)?;
-        ensure!(!refused.status.success() && refused.stdout.is_empty(), "{name}: it ran: {refused:?}");
-        ensure!(refused.stderr.contains("denied by policy") && refused.stderr.contains(rule), "{name}: {refused:?}");
+        ensure!(!refused.status.success() && refused.stdout.is_empty(), "it ran: {refused:?}");
+        ensure!(refused.stderr.contains("denied by policy") && refused.stderr.contains(rule), "{refused:?}");
         ensure!(refused.stderr.trim_end().lines().count() == 1, "not one line: {}", refused.stderr);
         println!("  {name}: {}", refused.stderr.trim_end());
     }
-    let again = pod.run("again", &with(SCRIPT, &valid)?)?;
-    ensure!(again.text() == "bound\nwritable\nread-only\n", "a refusal took the place of what may run: {again:?}");
     pod.end()
 }
 
@@ -197,7 +188,7 @@ const SIGNED: &str = r#"image_security_policy = "{\"default\":[{\"type\":\"sigst
 /// What others made: skopeo encrypts for an RSA key, which the owner keeps in the broker; the ciphertext is signed in cosign's formats.
 fn skopeos_image_runs_signed_and_for_a_private_key_in_the_broker(bed: &Bed) -> Result<()> {
     let directory = bed.base().join("jwe");
-    fs::create_dir_all(&directory)?;
+    std::fs::create_dir_all(&directory)?;
     let path = |name: &str| directory.join(name).display().to_string();
     let (openssl, skopeo, cloister) = (Path::new("openssl"), Path::new("skopeo"), place::ours("cloister")?);
     tool(openssl, &["genrsa", "-out", &path("private.pem"), "2048"])?;
