@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| image_fuzz::targets::config(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cloister_fuzz::targets::config(data));

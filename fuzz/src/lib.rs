@@ -1,3 +1,4 @@
-//! What is fuzzed: see [`targets`].
+//! What is fuzzed: the image path in [`targets`], the line between host and guest in [`line`].
 
+pub mod line;
 pub mod targets;

@@ -1,5 +1,6 @@
 //! The owner's side: encrypts every layer of an image in a layout into another layout. The config, with its diff_ids, stays as it is:
-//! what runs is unchanged, and the guest compares what it decrypted with it.
+//! what runs is unchanged, and the guest compares what it decrypted with it. Each layer's key is bound to it, so that nobody can put the
+//! layers under a config that prints them.
 
 use crate::{
     config::ImageConfig,
@@ -68,13 +69,13 @@ pub fn encrypt_image(
     let mut state = Progress { done: 0, total: plans.iter().map(|plan| plan.descriptor.size).sum() };
     progress(state);
     let mut layers = Vec::with_capacity(plans.len());
+    let config = target.put_document(OCI_CONFIG, &source.document(&image.manifest.config)?)?;
     for plan in &plans {
-        layers.push(encrypt_layer(source, target, plan, recipients, |bytes| {
+        layers.push(encrypt_layer((source, target), plan, config.digest, recipients, |bytes| {
             state.done += bytes;
             progress(state);
         })?);
     }
-    let config = target.put_document(OCI_CONFIG, &source.document(&image.manifest.config)?)?;
     let config = Descriptor { annotations: image.manifest.config.annotations.clone(), ..config };
     let annotations = image.manifest.annotations.clone();
     let manifest = Manifest { schema_version: 2, media_type: Some(OCI_MANIFEST.into()), config, layers, annotations };
@@ -84,16 +85,16 @@ pub fn encrypt_image(
 }
 
 fn encrypt_layer(
-    source: &Layout,
-    target: &Layout,
+    (source, target): (&Layout, &Layout),
     plan: &LayerPlan,
+    config: Digest,
     recipients: &[Recipient<'_>],
     progress: impl FnMut(u64),
 ) -> Result<Descriptor, EncryptError> {
     let layer = plan.descriptor.digest;
     let plain = source.blob(&layer)?;
     let mut out = target.writer()?;
-    let sealed = ocicrypt::seal(plain, &mut out, progress).map_err(|e| match e {
+    let mut sealed = ocicrypt::seal(plain, &mut out, progress).map_err(|e| match e {
         SealError::Io(source) => EncryptError::Io { layer, source },
         SealError::Ocicrypt(e) => e.into(),
     })?;
@@ -102,6 +103,7 @@ fn encrypt_layer(
         return Err(EncryptError::Source(DigestError::Mismatch { expected: layer, actual: sealed.plain_digest() }));
     }
     out.commit(&sealed.digest)?;
+    sealed.bind(config);
     let mut annotations = plan.descriptor.annotations.clone();
     annotations.retain(|name, _| !is_ocicrypt_annotation(name));
     annotations.extend(Envelope::annotations(&sealed, recipients)?);

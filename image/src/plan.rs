@@ -99,7 +99,7 @@ pub fn plan_layers(manifest: &Manifest, config: &ImageConfig, mixed: Mixed) -> R
     if layers != diff_ids {
         return Err(PlanError::Count { layers, diff_ids });
     }
-    let plans = manifest.layers.iter().zip(&config.rootfs.diff_ids).map(|(descriptor, diff_id)| plan_layer(descriptor, *diff_id));
+    let plans = manifest.layers.iter().zip(&config.rootfs.diff_ids).map(|(descriptor, diff_id)| plan_layer(manifest, descriptor, *diff_id));
     let plans: Vec<LayerPlan> = plans.collect::<Result<_, _>>()?;
     let digest_of = |encrypted| plans.iter().find(|p| p.envelope.is_some() == encrypted).map(|p| p.descriptor.digest);
     match (digest_of(false), digest_of(true)) {
@@ -108,7 +108,7 @@ pub fn plan_layers(manifest: &Manifest, config: &ImageConfig, mixed: Mixed) -> R
     }
 }
 
-fn plan_layer(descriptor: &Descriptor, diff_id: Digest) -> Result<LayerPlan, PlanError> {
+fn plan_layer(manifest: &Manifest, descriptor: &Descriptor, diff_id: Digest) -> Result<LayerPlan, PlanError> {
     let digest = descriptor.digest;
     let Some(MediaType::Layer { compression, encrypted }) = MediaType::parse(&descriptor.media_type) else {
         let media_type = clip(&descriptor.media_type);
@@ -118,7 +118,8 @@ fn plan_layer(descriptor: &Descriptor, diff_id: Digest) -> Result<LayerPlan, Pla
         });
     };
     let envelope = if encrypted {
-        Some(Envelope::parse(&descriptor.annotations).map_err(|source| PlanError::Envelope { digest, source })?)
+        let envelope = Envelope::parse(&descriptor.annotations).map_err(|source| PlanError::Envelope { digest, source })?;
+        Some(envelope.under(manifest.config.digest))
     } else {
         None
     };

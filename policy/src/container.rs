@@ -26,7 +26,7 @@
 use crate::{
     copied::{Copied, FileRules, check_entry},
     rules::{AllowRules, ImageRule, PolicyError, repository, short},
-    workload::{Denial, Overrides, Stdio, covers_env, covers_secret, list},
+    workload::{Denial, Overrides, Stdio, covers_env, covers_secret, env_entry, list},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -261,8 +261,7 @@ impl ContainerRule {
     fn environment(&self, wanted: &Wanted, allow: &AllowRules, found: &mut Differences<'_>) {
         for (name, value) in &wanted.overrides.env {
             if !self.env.iter().any(|entry| covers_env(entry, name, value)) && !allow.env.allows(|entry| covers_env(entry, name, value)) {
-                // The value may be a secret of the host's side; it is not repeated.
-                found.add(format!("environment variable {}", short(name)), "env", &format!("{:?}", short(name)));
+                found.add(format!("environment variable {}", short(name)), "env", &env_entry(name, value));
             }
         }
         for entry in self.env.iter().filter(|entry| entry.contains('=')) {

@@ -218,8 +218,7 @@ impl Policy {
         }
         for (name, value) in &overrides.env {
             if !allow.env.allows(|entry| covers_env(entry, name, value)) {
-                // The value may be a secret of the host's side; it is not repeated.
-                return Err(not_allowed(format!("environment variable {}", short(name)), "env", &format!("{:?}", short(name))));
+                return Err(not_allowed(format!("environment variable {}", short(name)), "env", &env_entry(name, value)));
             }
         }
         let one = |value: &Option<String>, rule: &Allow<String>, what: &str, key: &str| match value {
@@ -332,12 +331,25 @@ impl Policy {
     }
 }
 
-/// `NAME=value`, `NAME` with any value, or `BEGINNING*` of a name with any value.
+/// `NAME=value`, `NAME` with any value, or `BEGINNING*` of a name with any value. What an owner has sealed is covered by its own text alone: a
+/// host could else put another container's secret into a variable that this one prints.
 pub(crate) fn covers_env(entry: &str, name: &str, value: &str) -> bool {
     match entry.split_once('=') {
         Some((n, v)) => n == name && v == value,
+        None if is_sealed(value) => false,
         None => entry.strip_suffix('*').map_or(entry == name, |beginning| name.starts_with(beginning)),
     }
+}
+
+/// As `attestation::sealed` writes them.
+fn is_sealed(value: &str) -> bool {
+    value.starts_with("sealed.")
+}
+
+/// The entry that would cover a variable. Its value may be a secret of the host's side; it is not repeated.
+pub(crate) fn env_entry(name: &str, value: &str) -> String {
+    let name = short(name);
+    format!("{:?}", if is_sealed(value) { format!("{name}=sealed.…") } else { name })
 }
 
 /// A name, or a beginning of one with `*` at its end.
@@ -477,6 +489,8 @@ mod tests {
         assert_eq!(policy.overrides(&env("MODE", "batch")), Ok(()));
         let text = policy.overrides(&env("MODE", "hunter2")).unwrap_err().to_string();
         assert!(!text.contains("hunter2"), "a value is not repeated: {text}");
+        let text = policy.overrides(&env("TZ", "sealed.a.b.c")).unwrap_err().to_string();
+        assert!(text.contains("TZ=sealed.…") && !text.contains("a.b.c"), "{text}");
         assert!(policy.overrides(&Overrides { args: Some(strings(&["/bin/sh", "-c"])), ..Overrides::default() }).is_err());
         let forward = |value: &str| Overrides { sysctls: vec![("net.ipv4.ip_forward".into(), value.into())], ..Overrides::default() };
         assert!(policy.overrides(&forward("0")).unwrap_err().to_string().contains("net.ipv4.ip_forward=0"));
@@ -500,6 +514,10 @@ mod tests {
             ("KUBERNETES_*", "KUBERNETES_SERVICE_HOST", "10.0.0.1", true),
             ("KUBERNETES_*", "XKUBERNETES_", "x", false),
             ("A.B", "AxB", "x", false),
+            ("POD_IP", "POD_IP", "sealed.a.b.c", false),
+            ("KUBERNETES_*", "KUBERNETES_SERVICE_HOST", "sealed.a.b.c", false),
+            ("DB=sealed.a.b.c", "DB", "sealed.a.b.c", true),
+            ("DB=sealed.a.b.c", "DB", "sealed.a.b.d", false),
         ] {
             assert_eq!(covers_env(entry, name, value), covered, "{entry} {name}={value}");
         }

@@ -129,7 +129,10 @@ impl Bounded for api::CreateSandboxRequest {
 impl Bounded for api::Interface {
     fn check(&self) -> Result<(), BoundError> {
         check_ifname("interfaces.name", &self.name)?;
-        ensure(self.mac.len() == 6, "interfaces.mac", "six bytes")?;
+        // Devices are found by this address, and the machine's own loopback has one of zeros: it is not the host's to configure.
+        ensure(self.name != "lo", "interfaces.name", "not the machine's own")?;
+        let station = self.mac.len() == 6 && self.mac[0] & 1 == 0 && self.mac != [0; 6];
+        ensure(station, "interfaces.mac", "six bytes, the address of one station")?;
         ensure((68..=65535).contains(&self.mtu), "interfaces.mtu", "68 to 65535")?;
         at_most(self.addresses.len(), MAX_ADDRESSES, "interfaces.addresses", "entries")?;
         ensure(self.addresses.iter().all(|a| is_cidr(a)), "interfaces.addresses", "CIDR notation")
@@ -399,6 +402,16 @@ mod tests {
         assert!(api::Neighbour { interface: "../x".into(), ..good }.check().is_err());
         let route = api::Route { interface: "eth0".into(), source: "x".into(), ..Default::default() };
         assert_eq!(route.check().unwrap_err().field, "routes.source");
+    }
+
+    #[test]
+    fn the_loopback_is_not_the_hosts_to_configure() {
+        let good = api::Interface { name: "eth0".into(), mac: vec![2, 0, 0, 0, 0, 1], mtu: 1500, ..Default::default() };
+        assert_eq!(good.check(), Ok(()));
+        assert_eq!(api::Interface { name: "lo".into(), ..good.clone() }.check().unwrap_err().field, "interfaces.name");
+        for mac in [vec![0; 6], vec![0xff; 6], vec![1, 0, 0x5e, 0, 0, 1], vec![2; 5], Vec::new()] {
+            assert_eq!(api::Interface { mac, ..good.clone() }.check().unwrap_err().field, "interfaces.mac");
+        }
     }
 
     #[test]

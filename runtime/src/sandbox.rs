@@ -203,18 +203,28 @@ impl Sandbox {
     pub async fn boot(config: &Config, spec: SandboxSpec) -> Result<Self, SandboxError> {
         let record = Record::create(&config.state_dir, &spec.id)?;
         let id = spec.id.clone();
-        match Self::boot_recorded(config, spec, record).await {
-            Ok(sandbox) => Ok(sandbox),
-            Err(error) => {
-                if let Err(left) = remove_blocking(config.state_dir.clone(), id.clone()).await {
-                    log::error!(sandbox = id; "after a failed start: {left}");
-                }
-                Err(error)
-            }
-        }
+        or_nothing(config, id, Self::boot_recorded(config, spec, record).await).await
     }
 
-    async fn boot_recorded(config: &Config, spec: SandboxSpec, mut record: Record) -> Result<Self, SandboxError> {
+    /// Boots the VM and asks its agent for nothing: for whoever speaks to it himself, as the tests' hostile host does.
+    pub async fn power_on(config: &Config, spec: &SandboxSpec) -> Result<Self, SandboxError> {
+        let record = Record::create(&config.state_dir, &spec.id)?;
+        let on = Self::power_on_recorded(config, spec, record).await;
+        or_nothing(config, spec.id.clone(), on.map(|(sandbox, _)| sandbox)).await
+    }
+
+    async fn boot_recorded(config: &Config, spec: SandboxSpec, record: Record) -> Result<Self, SandboxError> {
+        let (sandbox, network) = Self::power_on_recorded(config, &spec, record).await?;
+        let (netns, mut since) = (spec.netns.clone(), Instant::now());
+        sandbox.create(spec, network).await?;
+        if let Some(netns) = netns {
+            sandbox.forward_ports(&netns).await;
+        }
+        log_stage(&sandbox.id, "sandbox", &mut since);
+        Ok(sandbox)
+    }
+
+    async fn power_on_recorded(config: &Config, spec: &SandboxSpec, mut record: Record) -> Result<(Self, Network), SandboxError> {
         let id = spec.id.clone();
         let mut since = Instant::now();
         let vsock_error = |source| SandboxError::Vsock { id: id.clone(), source };
@@ -231,7 +241,7 @@ impl Sandbox {
         let (vsock, device) = Vsock::for_vm(record.dir()).map_err(vsock_error)?;
         let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
         let requests = vsock.listen(host_port::COURIER).map_err(vsock_error)?;
-        let place = Place::take(&id, &spec, &mut record).await?;
+        let place = Place::take(&id, spec, &mut record).await?;
         let mut network = match (&spec.netns, &place) {
             (Some(netns), _) => network::attach(netns, Some(&mut record)).await?,
             (None, Place::Kept(launcher)) => network::attach(&launcher.netns(), None).await?,
@@ -300,13 +310,7 @@ impl Sandbox {
             connecting: Semaphore::new(MAX_CONNECTING),
             tasks: Mutex::new(tasks),
         };
-        let netns = spec.netns.clone();
-        sandbox.create(spec, network).await?;
-        if let Some(netns) = netns {
-            sandbox.forward_ports(&netns).await;
-        }
-        log_stage(&sandbox.id, "sandbox", &mut since);
-        Ok(sandbox)
+        Ok((sandbox, network))
     }
 
     async fn create(&self, spec: SandboxSpec, network: Network) -> Result<(), SandboxError> {
@@ -370,6 +374,11 @@ impl Sandbox {
     /// Process id of the VM on this host.
     pub fn vm_pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Connects to one of the guest's ports, `protocol::guest_port`.
+    pub async fn connect(&self, port: u32) -> io::Result<VsockStream> {
+        self.vsock.connect(port).await
     }
 
     /// Connects one of a process's standard streams.
@@ -486,6 +495,16 @@ pub fn remove(config: &Config, id: &str) -> Result<(), RecordError> {
 /// Removes every sandbox whose shim is gone; gives their ids.
 pub fn remove_orphans(config: &Config) -> Vec<String> {
     record::remove_orphans(&config.state_dir)
+}
+
+/// What was made, or, where that failed, nothing of it.
+async fn or_nothing(config: &Config, id: String, made: Result<Sandbox, SandboxError>) -> Result<Sandbox, SandboxError> {
+    if made.is_err()
+        && let Err(left) = remove_blocking(config.state_dir.clone(), id.clone()).await
+    {
+        log::error!(sandbox = id; "after a failed start: {left}");
+    }
+    made
 }
 
 async fn remove_blocking(state_dir: PathBuf, id: String) -> Result<(), RecordError> {

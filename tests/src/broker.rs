@@ -1,5 +1,7 @@
 //! The key broker of this repository, started by `cloister broker serve`, and images encrypted for it.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -47,7 +49,7 @@ impl Broker {
         command.args(["broker", "serve", "--development", "--listen", &authority]);
         command.arg("--store").arg(directory.join(format!("{name}.redb"))).arg("--admin-key").arg(&admin_key);
         let mut daemon = Daemon::start(name, directory, command)?;
-        daemon.wait_until(START, "listening", || std::net::TcpStream::connect(&authority).is_ok())?;
+        daemon.wait_until(START, "listening", || TcpStream::connect(&authority).is_ok())?;
         Ok(Self { daemon, authority, admin_key })
     }
 
@@ -64,6 +66,16 @@ impl Broker {
     /// Its log.
     pub fn log(&self) -> &Path {
         self.daemon.log()
+    }
+
+    /// One of its counters, by its name without `cloister_broker_`.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let mut stream = TcpStream::connect(&self.authority)?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.authority)?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("cloister_broker_{name} ")));
+        Ok(line.with_context(|| format!("the broker has no counter {name}"))?.trim().parse()?)
     }
 
     /// Encrypts the image `tag` of `layout` into a new layout beside it, with its key in this broker.

@@ -107,7 +107,6 @@ impl Image {
     pub fn write_layers(&self, directory: &Path, tag: &str, layers: &[LayerBytes]) -> Result<Layout> {
         let layout = Layout { directory: directory.to_owned() };
         fs::create_dir_all(directory.join("blobs/sha256")).with_context(|| format!("creating {}", directory.display()))?;
-        fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let mut descriptors = Vec::new();
         for layer in layers {
             descriptors.push(layout.add(LAYER_GZIP, &layer.compressed)?);
@@ -122,9 +121,7 @@ impl Image {
         });
         let config = layout.add(CONFIG, config.to_string().as_bytes())?;
         let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": descriptors});
-        let mut manifest = layout.add(MANIFEST, manifest.to_string().as_bytes())?;
-        manifest["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
-        fs::write(directory.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())?;
+        layout.tag_only(&manifest, tag)?;
         Ok(layout)
     }
 }
@@ -226,6 +223,35 @@ impl Layout {
             config: text(&content["config"]["digest"])?,
             layers: layers.iter().map(|layer| text(&layer["digest"])).collect::<Result<_>>()?,
         })
+    }
+
+    /// The layers of the layout's first image under a config that runs `script`, as an image of its own in `directory`: what anybody can make
+    /// of an image that he cannot read. With `plain` the layers are called plain ones.
+    pub fn forged(&self, directory: &Path, script: &str, plain: bool) -> Result<Self> {
+        let digests = self.digests()?;
+        let read = |digest: &str| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(self.blob(digest)?)?)?) };
+        let (mut manifest, mut config) = (read(&digests.manifest)?, read(&digests.config)?);
+        let forged = Self { directory: directory.to_owned() };
+        fs::create_dir_all(directory.join("blobs/sha256"))?;
+        for layer in &digests.layers {
+            fs::copy(self.blob(layer)?, forged.blob(layer)?)?;
+        }
+        config["config"]["Cmd"] = json!([script]);
+        manifest["config"] = forged.add(CONFIG, config.to_string().as_bytes())?;
+        for layer in manifest["layers"].as_array_mut().into_iter().flatten().filter(|_| plain) {
+            layer["mediaType"] = json!(LAYER_GZIP);
+        }
+        forged.tag_only(&manifest, "1")?;
+        Ok(forged)
+    }
+
+    /// Makes this manifest the layout's one image.
+    fn tag_only(&self, manifest: &Value, tag: &str) -> Result<()> {
+        fs::write(self.directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        let mut descriptor = self.add(MANIFEST, manifest.to_string().as_bytes())?;
+        descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
+        fs::write(self.directory.join("index.json"), json!({"schemaVersion": 2, "manifests": [descriptor]}).to_string())?;
+        Ok(())
     }
 
     fn blob(&self, digest: &str) -> Result<PathBuf> {

@@ -13,13 +13,28 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::bed::{Bed, Setup};
 
+/// What the tests of a file share.
+pub trait TestBed: Sync {
+    /// Ends it; an error where anything is left.
+    fn end(self) -> Result<()>;
+}
+
+impl TestBed for Bed {
+    fn end(self) -> Result<()> {
+        self.end()
+    }
+}
+
 /// One test.
-pub type Test = (&'static str, fn(&Bed) -> Result<()>);
+pub type Test<B = Bed> = (&'static str, fn(&B) -> Result<()>);
+
+/// The test that every file ends with.
+pub const LAST: &str = "nothing_is_left_behind";
 
 /// Writes the list of a file's tests with the functions' names.
 #[macro_export]
 macro_rules! tests {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&$crate::bed::Bed) -> anyhow::Result<()>)),*] };
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&_) -> anyhow::Result<()>)),*] };
 }
 
 struct Arguments {
@@ -35,7 +50,7 @@ pub fn main(setup: &Setup<'_>, threads: usize, tests: &[Test]) -> ExitCode {
 }
 
 /// The same in a bed that is started in another way.
-pub fn main_with(start: impl FnOnce() -> Result<Bed>, threads: usize, tests: &[Test]) -> ExitCode {
+pub fn main_with<B: TestBed>(start: impl FnOnce() -> Result<B>, threads: usize, tests: &[Test<B>]) -> ExitCode {
     match run(start, threads, tests) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -51,9 +66,9 @@ pub fn cannot_start(error: &anyhow::Error, tests: usize) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(start: impl FnOnce() -> Result<Bed>, threads: usize, tests: &[Test]) -> Result<bool> {
+fn run<B: TestBed>(start: impl FnOnce() -> Result<B>, threads: usize, tests: &[Test<B>]) -> Result<bool> {
     let arguments = parse(std::env::args().skip(1), threads)?;
-    let wanted: Vec<&Test> = tests.iter().filter(|(name, _)| arguments.wants(name)).collect();
+    let wanted: Vec<&Test<B>> = tests.iter().filter(|(name, _)| arguments.wants(name)).collect();
     if arguments.list {
         wanted.iter().for_each(|(name, _)| println!("{name}: test"));
         return Ok(true);
@@ -86,10 +101,10 @@ fn run(start: impl FnOnce() -> Result<Bed>, threads: usize, tests: &[Test]) -> R
     // Ending the bed is a test of its own: it fails where a sandbox, a mount or a process is left.
     match bed.end() {
         Ok(()) => {
-            println!("test nothing_is_left_behind ... ok");
+            println!("test {LAST} ... ok");
             passed += 1;
         }
-        Err(error) => failures.push(("nothing_is_left_behind", error)),
+        Err(error) => failures.push((LAST, error)),
     }
     for (name, error) in &failures {
         println!("\n---- {name} ----\n{error:#}");

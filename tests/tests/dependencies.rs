@@ -186,6 +186,18 @@ fn no_crate_that_is_known_to_be_wrong_is_in_the_lock_file() -> Result<()> {
     Ok(())
 }
 
+/// A version of libcontainer before these has races on masked paths and procfs: CVE-2025-62161, CVE-2025-62596 (fixed in 0.5.7).
+#[test]
+fn libcontainer_is_past_the_races_on_masked_paths() -> Result<()> {
+    let lock = std::fs::read_to_string(tests::place::root().join("Cargo.lock"))?;
+    let versions = lock.split("[[package]]").filter(|package| package.contains("\nname = \"libcontainer\"\n"));
+    let versions: Vec<&str> = versions.filter_map(|package| package.split("version = \"").nth(1)?.split('"').next()).collect();
+    ensure!(versions.len() == 1, "libcontainer: {versions:?}");
+    let numbers: Vec<u32> = versions[0].split('.').map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(numbers >= vec![0, 5, 7], "libcontainer {} is older than 0.5.7", versions[0]);
+    Ok(())
+}
+
 #[test]
 fn dependencies_point_one_way() -> Result<()> {
     let metadata = metadata()?;

@@ -105,7 +105,7 @@ impl Bundle<'_> {
             let mut options = owned(options);
             match *destination {
                 // Settings that come later are the ones that count.
-                "/dev/shm" => options.extend(self.host.mounts.shm.iter().cloned()),
+                "/dev/shm" => options.extend(self.host.mounts.shm.iter().filter(|option| self.open || is_limit(option)).cloned()),
                 "/sys" | "/sys/fs/cgroup" if self.privileged() => options.retain(|option| option != "ro"),
                 _ => {}
             }
@@ -119,10 +119,11 @@ impl Bundle<'_> {
         for wanted in list {
             match wanted {
                 Wanted::Tmpfs { destination, options } => {
-                    let size = |option: &&String| option.split_once('=').is_some_and(|(key, _)| is_size(key));
+                    // Nobody asks the policy about `/run`: it is as every runtime has it.
+                    let named = if destination == "/run" { owned(&["mode=755"]) } else { named_options(options) };
                     let chosen = match self.open {
                         true => options.clone(),
-                        false => [named_options(options), options.iter().filter(size).cloned().collect()].concat(),
+                        false => [named, options.iter().filter(|option| is_limit(option)).cloned().collect()].concat(),
                     };
                     // Never a way to devices, whatever the host's options leave out.
                     let options = [chosen, owned(&["nosuid", "nodev"])].concat();
@@ -200,6 +201,11 @@ impl Bundle<'_> {
             _ => default.iter().map(|p| (*p).to_owned()).collect(),
         }
     }
+}
+
+/// A setting of a tmpfs that a host may choose behind a closed door too.
+fn is_limit(option: &str) -> bool {
+    option.split_once('=').is_some_and(|(key, _)| is_size(key))
 }
 
 fn mount(destination: &str, typ: &str, source: &str, options: Vec<String>) -> Result<Mount, OciSpecError> {
@@ -341,6 +347,25 @@ mod tests {
         let spec = spec(&HostSpec::parse(json.as_bytes()).unwrap(), true);
         assert_eq!(at(&spec, "/run").unwrap().options().as_ref().unwrap(), &["size=1m", "nosuid", "nodev"]);
         assert_eq!(at(&spec, "/dev/shm").unwrap().options().as_ref().unwrap().last().unwrap(), "size=128m");
+    }
+
+    /// No policy is asked about them, so the host's limits are all that counts of its options.
+    #[test]
+    fn behind_a_closed_door_the_usual_mounts_are_as_every_runtime_has_them() {
+        let json = json!({"ociVersion": "1.0.2", "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/"}, "mounts": [
+            {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m", "mode=0777", "noexec", "uid=7"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=128m", "mode=0777", "uid=7"]}]});
+        let host = HostSpec::parse(json.to_string().as_bytes()).unwrap();
+        let options = |open, path: &str| {
+            let spec = spec(&host, open);
+            let mount = spec.mounts().as_ref().unwrap().iter().find(|mount| mount.destination() == Path::new(path)).cloned();
+            mount.unwrap().options().clone().unwrap()
+        };
+        assert_eq!(options(false, "/run"), ["mode=755", "size=1m", "nosuid", "nodev"]);
+        let shm = options(false, "/dev/shm");
+        assert!(shm.contains(&"size=128m".to_owned()) && !shm.contains(&"mode=0777".to_owned()) && !shm.contains(&"uid=7".to_owned()));
+        // The pair: an open door's host gets what it asks for.
+        assert!(options(true, "/run").contains(&"mode=0777".to_owned()) && options(true, "/dev/shm").contains(&"uid=7".to_owned()));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Unpacked layers, each once per machine. A layer is known by the chain of blobs up to it, so that one is used again only over the
-//! layers that it was unpacked over.
+//! Unpacked layers, each once per machine. A layer is known by the chain of blobs up to it and by what was made of each, so that one is used
+//! again only over the layers that it was unpacked over, and one that was decrypted only for who has its key.
 
 use super::{
     PullError,
@@ -66,7 +66,8 @@ impl LayerStore {
     ) -> Result<Vec<PathBuf>, PullError> {
         let mut opaque = self.turn.lock().await;
         let (started, fetched) = (Instant::now(), Arc::new(Mutex::new(Instant::now())));
-        let directories: Vec<PathBuf> = chain_names(&plans).iter().map(|name| scratch.layers().join(name)).collect();
+        let fingerprints: Vec<Option<[u8; 32]>> = keys.iter().map(|key| key.as_ref().map(LayerKey::fingerprint)).collect();
+        let directories: Vec<PathBuf> = chain_names(&plans, &fingerprints).iter().map(|name| scratch.layers().join(name)).collect();
         let jobs: Vec<BoxFuture<'static, Result<Option<Fresh>, PullError>>> = plans
             .into_iter()
             .zip(keys)
@@ -181,14 +182,19 @@ fn settle(directories: &[PathBuf], layers: &mut [Option<Fresh>]) -> Result<(), P
     Ok(())
 }
 
-/// A name for each layer: the hash of the digests up to it.
-fn chain_names(plans: &[LayerPlan]) -> Vec<String> {
+/// A name for each layer: the hash of what it and all below it are, before and after unpacking, and of what decrypted them. By its blob alone
+/// another image could name an encrypted one, as plain or with a key of its own, and find here what was decrypted with a key that it does not
+/// have (compare CVE-2022-24778).
+fn chain_names(plans: &[LayerPlan], keys: &[Option<[u8; 32]>]) -> Vec<String> {
     let mut chain = Sha256::new();
-    let name = |plan: &LayerPlan| {
+    let name = |(plan, key): (&LayerPlan, &Option<[u8; 32]>)| {
         chain.update(plan.descriptor.digest.as_bytes());
+        chain.update(plan.diff_id.as_bytes());
+        chain.update([u8::from(key.is_some())]);
+        chain.update(key.unwrap_or_default());
         hex::encode(chain.clone().finalize())
     };
-    plans.iter().map(name).collect()
+    plans.iter().zip(keys).map(name).collect()
 }
 
 #[cfg(test)]
@@ -320,10 +326,26 @@ mod tests {
 
     #[test]
     fn a_layer_is_known_with_all_below_it() {
-        let names = chain_names(&[plan(b"a"), plan(b"b")]);
-        assert_eq!(names[0], chain_names(&[plan(b"a")])[0]);
-        assert_ne!(names[1], chain_names(&[plan(b"b")])[0]);
-        assert_ne!(names[1], chain_names(&[plan(b"c"), plan(b"b")])[1]);
+        let plain = |plans: &[LayerPlan]| chain_names(plans, &vec![None; plans.len()]);
+        let names = plain(&[plan(b"a"), plan(b"b")]);
+        assert_eq!(names[0], plain(&[plan(b"a")])[0]);
+        assert_ne!(names[1], plain(&[plan(b"b")])[0]);
+        assert_ne!(names[1], plain(&[plan(b"c"), plan(b"b")])[1]);
+    }
+
+    /// An image that names another's encrypted blob finds what was decrypted only with the same key, and with what came out.
+    #[test]
+    fn what_was_decrypted_is_found_with_its_key_alone() {
+        let layers = [plan(b"a"), plan(b"b")];
+        let keys = [Some([1; 32]), Some([2; 32])];
+        let names = chain_names(&layers, &keys);
+        assert_eq!(names, chain_names(&layers, &keys));
+        for others in [[None, None], [Some([0; 32]), Some([2; 32])], [Some([9; 32]), Some([2; 32])]] {
+            let other = chain_names(&layers, &others);
+            assert!(other.iter().all(|name| !names.contains(name)), "{others:?}");
+        }
+        let lying = LayerPlan { diff_id: Digest::of(b"something else"), ..plan(b"a") };
+        assert_ne!(names[0], chain_names(&[lying], &keys[..1])[0]);
     }
 
     #[test]

@@ -47,6 +47,13 @@ impl LayerKey {
         self.0.private.digest
     }
 
+    /// Tells this key from every other, and nothing of it.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let private = &self.0.private;
+        let hash = Sha256::new().chain_update(b"cloister layer key\0").chain_update(private.key.as_slice());
+        hash.chain_update(private.nonce).finalize().into()
+    }
+
     /// Begins the check of the ciphertext.
     pub fn mac(&self) -> LayerMac {
         LayerMac { mac: new_mac(&self.0.private.key), expected: self.0.hmac }
@@ -118,7 +125,7 @@ pub(crate) fn seal(mut plain: impl Read, out: &mut impl Write, mut progress: imp
     let random = |bytes: &mut [u8]| getrandom::fill(bytes).map_err(|e| malformed("random source", e));
     random(key.as_mut_slice())?;
     random(&mut nonce)?;
-    let mut private = PrivateOptions { key, nonce, digest: Digest::of(b"") };
+    let mut private = PrivateOptions { key, nonce, digest: Digest::of(b""), config: None };
     let (mut cipher, mut mac) = (new_cipher(&private), new_mac(&private.key));
     let (mut plain_hash, mut sealed_hash, mut size) = (Sha256::new(), Sha256::new(), 0);
     let mut buffer = Zeroizing::new(vec![0; CHUNK]);
@@ -144,6 +151,11 @@ pub(crate) fn seal(mut plain: impl Read, out: &mut impl Write, mut progress: imp
 }
 
 impl SealedLayer {
+    /// Binds it to the config of its image, under which alone its key opens it.
+    pub(crate) fn bind(&mut self, config: Digest) {
+        self.private.config = Some(config);
+    }
+
     /// The digest of what was encrypted.
     pub(crate) fn plain_digest(&self) -> Digest {
         self.private.digest
@@ -209,7 +221,7 @@ mod tests {
     fn counter_mode_is_nists() {
         let key: [u8; 32] = hex::decode("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4").unwrap().try_into().unwrap();
         let nonce: [u8; 16] = hex::decode("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff").unwrap().try_into().unwrap();
-        let private = PrivateOptions { key: Zeroizing::new(key), nonce, digest: Digest::of(b"") };
+        let private = PrivateOptions { key: Zeroizing::new(key), nonce, digest: Digest::of(b""), config: None };
         let cipher = hex::decode("601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5").unwrap();
         let mut plain = Vec::new();
         open_reader(cipher.as_slice(), &LayerKey::new(private, [0; 32])).read_to_end(&mut plain).unwrap();

@@ -16,6 +16,7 @@ pub(crate) use cipher::{SealError, SealedLayer, seal};
 pub use key_ring::KeyRing;
 pub use packet::{Kek, Packet};
 
+use crate::digest::Digest;
 use jwe::{Jwe, PrivateKey, PublicKey};
 use options::{PrivateOptions, PublicOptions};
 use std::collections::BTreeMap;
@@ -92,6 +93,17 @@ pub enum OcicryptError {
     /// Not 32 bytes.
     #[error("a key-encryption key is 32 bytes, this one {0}: store exactly the raw key in the broker")]
     KekLength(usize),
+    /// Layers of one image under the config of another.
+    #[error(
+        "encrypted as a layer of the image with config {bound}, and this image has config {found}: whoever holds the registry could have \
+         written that; run the image as its owner encrypted it"
+    )]
+    OtherConfig {
+        /// That of the image that was encrypted.
+        bound: Digest,
+        /// This image's.
+        found: Digest,
+    },
     /// The ciphertext's HMAC.
     #[error("HMAC mismatch: the encrypted layer was tampered with, or belongs to another key")]
     Hmac,
@@ -116,6 +128,8 @@ pub struct Envelope {
     packets: Vec<Packet>,
     jwes: Vec<Jwe>,
     public: PublicOptions,
+    /// Of the image's config, where it is known which image this is.
+    config: Option<Digest>,
 }
 
 impl Envelope {
@@ -134,7 +148,13 @@ impl Envelope {
             return Err(malformed("annotations", format!("longer than {MAX_ANNOTATION} bytes")));
         }
         let public = PublicOptions::from_base64(public)?;
-        Ok(Self { packets: each(keys, Packet::from_base64)?, jwes: each(jwes, Jwe::from_base64)?, public })
+        Ok(Self { packets: each(keys, Packet::from_base64)?, jwes: each(jwes, Jwe::from_base64)?, public, config: None })
+    }
+
+    /// The same of a layer of the image with this config. What the layers hold is encrypted, and what the config makes of it is not: a layer
+    /// that was bound to a config when it was encrypted does not open under another, which could print what is in it.
+    pub fn under(self, config: Digest) -> Self {
+        Self { config: Some(config), ..self }
     }
 
     /// The keys wrapped for a broker, each of which opens the layer; there may be none. The key's name in it comes from whoever made the
@@ -171,6 +191,11 @@ impl Envelope {
         // would let the registry choose what the layer decrypts to.
         if self.public.nonce.is_some_and(|public| public != private.nonce) {
             return Err(malformed("annotation pubopts", "a nonce that contradicts the wrapped one"));
+        }
+        if let (Some(bound), Some(found)) = (private.config, self.config)
+            && bound != found
+        {
+            return Err(OcicryptError::OtherConfig { bound, found });
         }
         Ok(LayerKey::new(private, self.public.hmac))
     }
@@ -277,6 +302,23 @@ mod tests {
         let mut ring = KeyRing::default();
         ring.add_kek(testing::KID, kek);
         assert_eq!(ring.open(&envelope).unwrap().plain_digest(), expected);
+    }
+
+    #[test]
+    fn a_layer_that_is_bound_to_a_config_opens_under_no_other() {
+        let (kek, own, other) = (testing::kek(), Digest::of(b"own"), Digest::of(b"cat /srv/secret"));
+        let mut layer = seal(b"layer".as_slice(), &mut Vec::new(), |_| ()).unwrap();
+        let opens = |layer: &SealedLayer, config| {
+            let annotations = Envelope::annotations(layer, &[Recipient::Broker(testing::KID, &kek)]).unwrap();
+            let envelope = Envelope::parse(&annotations).unwrap().under(config);
+            envelope.open(&envelope.packets()[0], &kek)
+        };
+        // The pair: what nobody has bound, as other tools encrypt, opens under any config.
+        assert!(opens(&layer, own).is_ok() && opens(&layer, other).is_ok());
+        layer.bind(own);
+        assert!(opens(&layer, own).is_ok());
+        let error = opens(&layer, other).unwrap_err();
+        assert!(matches!(error, OcicryptError::OtherConfig { .. }) && !error.to_string().contains('\n'), "{error}");
     }
 
     #[test]

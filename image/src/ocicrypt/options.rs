@@ -34,6 +34,9 @@ struct PrivateJson {
     digest: Digest,
     #[serde(default)]
     cipheroptions: Option<CipherOptions>,
+    /// Ours: other tools write none, and read past it.
+    #[serde(rename = "dev.cloister.config", default)]
+    config: Option<Digest>,
 }
 
 impl Drop for PrivateJson {
@@ -75,6 +78,8 @@ pub(crate) struct PrivateOptions {
     pub(super) nonce: [u8; 16],
     /// Of the blob before encryption.
     pub(super) digest: Digest,
+    /// Of the config of the image that the layer is part of; nothing where another tool encrypted it.
+    pub(super) config: Option<Digest>,
 }
 
 impl PrivateOptions {
@@ -83,17 +88,17 @@ impl PrivateOptions {
         let json: PrivateJson = serde_json::from_slice(json).map_err(|_| malformed(PRIVATE, "not the JSON of a layer key"))?;
         let nonce = json.cipheroptions.as_ref().and_then(|o| o.nonce.as_ref()).ok_or_else(|| malformed(PRIVATE, "has no nonce"))?;
         let nonce = fixed(PRIVATE, "nonce", nonce)?;
-        Ok(Self { key: Zeroizing::new(fixed(PRIVATE, "symkey", &json.symkey)?), nonce, digest: json.digest })
+        Ok(Self { key: Zeroizing::new(fixed(PRIVATE, "symkey", &json.symkey)?), nonce, digest: json.digest, config: json.config })
     }
 
     pub(super) fn to_json(&self) -> Zeroizing<Vec<u8>> {
         // Written by hand so that the key passes through no buffer that is not wiped. Base64 and digests need no escaping.
         let key = Zeroizing::new(STANDARD.encode(self.key.as_slice()));
         let nonce = STANDARD.encode(self.nonce);
-        let mut json = Zeroizing::new(Vec::with_capacity(256));
-        for part in
-            [r#"{"symkey":""#, &key, r#"","digest":""#, &self.digest.to_string(), r#"","cipheroptions":{"nonce":""#, &nonce, r#""}}"#]
-        {
+        let config = self.config.map(|config| format!(r#","dev.cloister.config":"{config}""#)).unwrap_or_default();
+        let digest = self.digest.to_string();
+        let mut json = Zeroizing::new(Vec::with_capacity(384));
+        for part in [r#"{"symkey":""#, &key, r#"","digest":""#, &digest, r#"","cipheroptions":{"nonce":""#, &nonce, r#""}"#, &config, "}"] {
             json.extend_from_slice(part.as_bytes());
         }
         json
@@ -131,10 +136,12 @@ mod tests {
 
     #[test]
     fn private_options_round_trip_and_errors_hold_no_key() {
-        let private = PrivateOptions { key: Zeroizing::new([5; 32]), nonce: [6; 16], digest: Digest::of(b"blob") };
-        let json = private.to_json();
-        let again = PrivateOptions::from_json(&json).unwrap();
-        assert_eq!((again.key, again.nonce, again.digest), (private.key, private.nonce, private.digest));
+        let private = PrivateOptions { key: Zeroizing::new([5; 32]), nonce: [6; 16], digest: Digest::of(b"blob"), config: None };
+        for config in [None, Some(Digest::of(b"config"))] {
+            let private = PrivateOptions { key: private.key.clone(), config, ..private };
+            let again = PrivateOptions::from_json(&private.to_json()).unwrap();
+            assert_eq!((again.key, again.nonce, again.digest, again.config), (private.key, private.nonce, private.digest, config));
+        }
         let key = STANDARD.encode([5; 33]);
         let long = format!(r#"{{"symkey":"{key}","digest":"{}","cipheroptions":{{"nonce":"AA=="}}}}"#, private.digest);
         let no_nonce = format!(r#"{{"symkey":"{key}","digest":"{}","cipheroptions":null}}"#, private.digest);

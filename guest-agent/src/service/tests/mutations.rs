@@ -55,7 +55,7 @@ fn without_limits(mut spec: Value) -> Value {
     spec
 }
 
-fn valid() -> Value {
+pub(super) fn valid() -> Value {
     let without = ["CAP_CHOWN", "CAP_SETUID"];
     let mut capabilities: Vec<&str> = policy::DEFAULT_CAPABILITIES.into_iter().filter(|name| !without.contains(name)).collect();
     capabilities.push("CAP_NET_ADMIN");
@@ -77,6 +77,7 @@ fn valid() -> Value {
         "hostname": "pod",
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "mode=1777", "size=65536k"]},
             {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/hosts", "options": ["rbind", "rprivate", "rw"]},
             {"destination": "/cache", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=1m"]},
             {"destination": "/run/locked", "type": "tmpfs", "source": "tmpfs", "options": ["ro", "mode=0700"]}
@@ -101,7 +102,7 @@ fn valid() -> Value {
 }
 
 /// What the agent would run for this spec, as the text of its own runtime spec; or the refusal.
-fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<String, String> {
+pub(super) fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<String, String> {
     let process = ImageProcess {
         args: vec!["/bin/api".into()],
         env: vec!["PATH=/bin".into()],
@@ -131,7 +132,7 @@ fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<
     serde_json::to_value(&spec).map(|value| without_limits(value).to_string()).map_err(|e| e.to_string())
 }
 
-fn image() -> Image {
+pub(super) fn image() -> Image {
     Image { reference: "ghcr.io/acme/api:1".into(), digests: vec![DIGEST.into()] }
 }
 
