@@ -40,7 +40,7 @@ bench: guest ## Measure start-up, memory and sizes (table and JSON in build/benc
 	@$(AS_ROOT) $(TARGET)/bench
 	$(if $(AS_ROOT),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)") cargo bench --locked --workspace --bench pipeline
 
-soak: guest ## 200 sandboxes in sequence, many side by side, 500 execs: does anything grow? (half an hour)
+soak: guest ## 200 sandboxes in sequence, many side by side, 500 execs, a GiB of output, kill -9 at every call (an hour)
 	@$(AS_ROOT) $(TARGET)/soak
 
 lint: setup ## Formatting, clippy, shell scripts

@@ -29,7 +29,7 @@ use transport::{HttpClient, Proxies, TcpDialer};
 const HTPASSWD: &str = "me:$2b$04$GQ5pRuB4YSBSJ0g25EwIYOab1mE9KDYNp/RqFLDczkPwDqf6i1DE.\n";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A registry with TLS and a password; ends with its owner.
+/// A registry, with TLS and a password unless it is an open one; ends with its owner.
 struct Server {
     process: Child,
     address: SocketAddr,
@@ -79,12 +79,23 @@ impl Server {
             ],
         );
         fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
+        let d = dir.display().to_string();
+        let closed =
+            format!(", tls: {{certificate: {d}/tls.pem, key: {d}/tls.key}}}}\nauth: {{htpasswd: {{realm: test, path: {d}/htpasswd}}}}\n");
+        Self::serve(directory, &closed).await
+    }
+
+    /// Without TLS and password, so that what lies between can answer in its place.
+    async fn start_open() -> Self {
+        Self::serve(tempfile::tempdir().unwrap(), "}\n").await
+    }
+
+    async fn serve(directory: tempfile::TempDir, closed: &str) -> Self {
+        let (dir, d) = (directory.path(), directory.path().display());
         let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let d = dir.display();
         let config = format!(
             "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {d}/data}}}}\n\
-             http: {{addr: '{address}', tls: {{certificate: {d}/tls.pem, key: {d}/tls.key}}}}\n\
-             auth: {{htpasswd: {{realm: test, path: {d}/htpasswd}}}}\n"
+             http: {{addr: '{address}'{closed}"
         );
         fs::write(dir.join("config.yml"), config).unwrap();
         let program = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../build/deps/registry/usr/bin/docker-registry");
@@ -112,6 +123,12 @@ impl Server {
         HttpClient::new(Arc::new(TcpDialer), Some(&ca)).unwrap()
     }
 
+    /// A client of the open one, which is reached at `address`.
+    fn open_registry(address: SocketAddr, options: Options) -> Registry {
+        let client = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
+        Registry::new(client, Options { plain_http: vec![address.to_string()], ..options })
+    }
+
     /// A client of what is reached at `address`.
     fn registry(&self, address: SocketAddr, options: Options) -> Registry {
         let credentials = Arc::new(AuthFile::of_registry(&address.to_string(), Credentials::new("me".into(), "pass".into())));
@@ -125,7 +142,10 @@ fn reference(address: SocketAddr) -> Reference {
 
 /// Pushes one blob and a manifest that names it.
 async fn pushed(server: &Server, content: &[u8]) -> Descriptor {
-    let registry = server.registry(server.address, Options::default());
+    pushed_by(&server.registry(server.address, Options::default()), server, content).await
+}
+
+async fn pushed_by(registry: &Registry, server: &Server, content: &[u8]) -> Descriptor {
     let (reference, descriptor) = (reference(server.address), Descriptor::of("application/vnd.oci.image.layer.v1.tar", content));
     let file = server.directory.path().join("blob");
     fs::write(&file, content).unwrap();
@@ -161,6 +181,10 @@ enum Fault {
     Cut(usize),
     /// Sends nothing more after so many bytes, and keeps the connection open.
     Stall(usize),
+    /// Passes on so many bytes each time that this has passed.
+    Slow(usize, Duration),
+    /// Answers the first request itself: asked too often, again in a second.
+    Limited,
 }
 
 /// Connections, by number, of which `faulty` have the fault.
@@ -179,13 +203,25 @@ async fn between(server: SocketAddr, fault: Fault, faulty: impl Fn(usize) -> boo
     (address, count)
 }
 
-async fn pass(ours: TcpStream, theirs: TcpStream, fault: Option<Fault>) {
+async fn pass(mut ours: TcpStream, theirs: TcpStream, fault: Option<Fault>) {
+    if let Some(Fault::Limited) = fault {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(ours.read_u8().await.unwrap());
+        }
+        ours.write_all(b"HTTP/1.1 429 X\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await.unwrap();
+        return;
+    }
     let (mut our_reader, mut our_writer) = ours.into_split();
     let (mut their_reader, mut their_writer) = theirs.into_split();
     let up = async { tokio::io::copy(&mut our_reader, &mut their_writer).await.ok() };
     let down = async {
-        let (mut passed, mut buffer) = (0, vec![0; 16 << 10]);
+        let piece = if let Some(Fault::Slow(bytes, _)) = fault { bytes } else { 16 << 10 };
+        let (mut passed, mut buffer) = (0, vec![0; piece]);
         loop {
+            if let Some(Fault::Slow(_, pause)) = fault {
+                tokio::time::sleep(pause).await;
+            }
             let n = their_reader.read(&mut buffer).await.unwrap_or(0);
             passed += n;
             match fault {
@@ -246,6 +282,35 @@ async fn a_stall_is_left_and_the_download_taken_up() {
     // The first two connections are the challenge and the blob.
     let (address, _) = between(server.address, Fault::Stall(1 << 20), |number| number < 2).await;
     assert!(read_all(&server.registry(address, quick()), &reference(address), &blob).await.unwrap() == content);
+}
+
+/// A line that is slow for longer than a stall may last, and never stalls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_line_is_no_stall() {
+    let server = Server::start_open().await;
+    let content = noise(1 << 20);
+    let blob = pushed_by(&Server::open_registry(server.address, Options::default()), &server, &content).await;
+    let stall = Duration::from_millis(700);
+    let (address, connections) = between(server.address, Fault::Slow(16 << 10, Duration::from_millis(30)), |_| true).await;
+    let started = Instant::now();
+    let registry = Server::open_registry(address, Options { stall, ..Options::default() });
+    assert!(read_all(&registry, &reference(address), &blob).await.unwrap() == content);
+    assert!(started.elapsed() > 2 * stall, "{:?}: it was not slow", started.elapsed());
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "it was not left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_limit_is_waited_for_and_then_the_registry_answers() {
+    let server = Server::start_open().await;
+    let content = noise(300_000);
+    let blob = pushed_by(&Server::open_registry(server.address, Options::default()), &server, &content).await;
+    let (address, connections) = between(server.address, Fault::Limited, |number| number < 2).await;
+    let started = Instant::now();
+    let registry = Server::open_registry(address, Options::default());
+    registry.manifest(&reference(address)).await.unwrap();
+    assert!(read_all(&registry, &reference(address), &blob).await.unwrap() == content);
+    assert!(started.elapsed() >= Duration::from_secs(2), "its word counts each time");
+    assert!(connections.load(Ordering::Relaxed) >= 3, "{connections:?}");
 }
 
 /// A server that begins each answer and never goes on.

@@ -325,7 +325,7 @@ macro_rules! only_container {
         }
     )*};
 }
-only_container!(ContainerRequest, ListProcessesRequest);
+only_container!(ContainerRequest, ListProcessesRequest, WaitOutOfMemoryRequest);
 
 impl Bounded for api::Empty {
     fn check(&self) -> Result<(), BoundError> {

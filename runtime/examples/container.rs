@@ -93,7 +93,12 @@ impl Session {
         for copy in copies {
             copy.await?;
         }
-        log::info!("{exec_id:?} ended with {} (out of memory: {}) after {:?}", ended.exit_status, ended.oom_killed, began.elapsed());
+        log::info!(
+            "{exec_id:?} ended with {} ({} killed for want of memory) after {:?}",
+            ended.exit_status,
+            ended.oom_kills,
+            began.elapsed()
+        );
         Ok(ended.exit_status)
     }
 

@@ -110,7 +110,8 @@ impl Record {
         let own = std::process::id();
         let owner = start_time(own).map(|start_time| ProcessId { pid: own, start_time });
         let record = Self { dir, contents: Contents { owner, ..Contents::default() } };
-        record.write()?;
+        // On a full disk there is room for the folder, and none for what is in it.
+        record.write().inspect_err(|_| drop(fs::remove_dir_all(&record.dir)))?;
         Ok(record)
     }
 

@@ -365,6 +365,10 @@ fn resolv_conf(text: &str) -> api::Dns {
 }
 
 #[cfg(test)]
+#[path = "hostile_spec.rs"]
+mod hostile_spec;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

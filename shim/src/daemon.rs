@@ -93,7 +93,7 @@ async fn serve(args: &Args, bundle: &Path, listener: UnixListener) -> Result<()>
     if let Some(path) = path {
         let _ = fs::remove_file(path);
     }
-    tasks.end().await;
+    tasks.give_up().await;
     events.drained(DRAIN).await;
     hang_up(callers).await;
     log::info!(id = args.id; "shim ended");

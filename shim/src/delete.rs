@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
     start::check(args)?;
     let bundle = start::bundle_dir(args)?;
     if let Err(error) = remove(args, &bundle) {
-        eprintln!("{error:#}");
+        eprintln!("{}", crate::line(&error));
     }
     let response =
         DeleteResponse { exit_status: KILLED, exited_at: MessageField::some(Timestamp::from(SystemTime::now())), ..Default::default() };

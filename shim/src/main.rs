@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // On one line, and no newline after it: containerd writes on behind it and makes it the user's error message.
-            eprint!("containerd-shim-cloister-v2: {error:#}");
+            eprint!("containerd-shim-cloister-v2: {}", line(&error));
             ExitCode::FAILURE
         }
     }
@@ -64,6 +64,15 @@ fn main() -> ExitCode {
 fn parse(words: impl Iterator<Item = OsString>) -> Result<Args, ArgsError> {
     let words = words.map(|word| word.into_string().map_err(|word| ArgsError::NotText(word.to_string_lossy().into_owned())));
     Args::parse(words.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// An error and its causes. A cause that the text before it ends with is not said twice.
+fn line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.ends_with(&cause) {
+        true => line,
+        false if line.is_empty() => cause,
+        false => format!("{line}: {cause}"),
+    })
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -78,5 +87,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
         "delete" => delete::run(args),
         "" => daemon::run(args),
         other => anyhow::bail!("unknown action {other:?}: start and delete are known"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let full = || std::io::Error::from_raw_os_error(28);
+        let source = bundle::BundleError::Read { path: "/b/config.json".into(), source: full() };
+        let error = Err::<(), _>(source).context("start").unwrap_err();
+        assert_eq!(line(&error), format!("start: /b/config.json: {}", full()));
+        assert_eq!(line(&anyhow::anyhow!("alone")), "alone");
     }
 }

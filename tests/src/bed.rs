@@ -79,7 +79,7 @@ impl Bed {
         // The longest of all: the shim's socket, named by 32 hexadecimal digits.
         place::socket(state.join("s").join("0".repeat(32)))?;
         let containerd_directory = base.join("c");
-        let watch = Watch::new(&base, &state, &containerd_directory.join("state"));
+        let mut watch = Watch::new(&base, &state, &containerd_directory.join("state"));
 
         let registry = Registry::start(&base, "registry")?;
         let broker = Broker::start(&base, "broker")?;
@@ -101,6 +101,7 @@ impl Bed {
         let connected = node.map(|node| Ok::<_, anyhow::Error>((Cri::connect(&containerd.socket(), &base.join("logs"))?, node)));
         let pods = connected.transpose()?;
         let version = setup.containerd.to_owned();
+        watch.is_idle();
         Ok(Self { base, version, configuration, registry, broker, snapshotter, containerd, pods, watch, count: AtomicUsize::new(0) })
     }
 
@@ -195,6 +196,11 @@ impl Bed {
     /// Fails unless every trace of the container `id` goes.
     pub fn nothing_of(&self, id: &str) -> Result<()> {
         self.watch.nothing_of(id)
+    }
+
+    /// Fails unless every sandbox of this bed is gone with every trace.
+    pub fn no_sandbox(&self) -> Result<()> {
+        self.watch.no_sandbox()
     }
 
     /// Kills the snapshotter and starts it again with `flags`.

@@ -2,6 +2,7 @@
 //! Create, `delete` is never run, and after a restart the shim is found by the file in the bundle.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
@@ -9,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse,
-    WaitRequest,
+    CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, ShutdownRequest, StartRequest,
+    StateRequest, StateResponse, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use nix::sys::stat::Mode;
@@ -63,14 +64,27 @@ impl Crio {
 
     /// Makes a container of the pod `pod`: its bundle, a call of `start`, which finds the pod's shim, and its task.
     pub fn add(&self, pod: &str, id: &str, image: &str, args: &[&str], resources: &Value) -> Result<Output> {
-        write_bundle(&self.directory, id, "container", pod, &json!({ "image": image, "args": args }), resources)?;
+        self.add_to(pod, id, &json!({ "image": image, "args": args, "terminal": false }), resources)
+    }
+
+    /// The same on a terminal.
+    pub fn add_on_terminal(&self, pod: &str, id: &str, image: &str, args: &[&str]) -> Result<Output> {
+        self.add_to(pod, id, &json!({ "image": image, "args": args, "terminal": true }), &Value::Null)
+    }
+
+    fn add_to(&self, pod: &str, id: &str, what: &Value, resources: &Value) -> Result<Output> {
+        write_bundle(&self.directory, id, "container", pod, what, resources)?;
         let address = start_shim(&self.directory, id)?;
         ensure!(address == self.address, "{id} has a shim of its own: {address}");
-        self.create(id)
+        self.create_with(id, what["terminal"] == true)
     }
 
     /// `Create` with pipes for both outputs and no root file system of its own.
     pub fn create(&self, id: &str) -> Result<Output> {
+        self.create_with(id, false)
+    }
+
+    fn create_with(&self, id: &str, terminal: bool) -> Result<Output> {
         let bundle = self.bundle(id);
         let pipe = bundle.join("stdout");
         mkfifo(&pipe, Mode::S_IRWXU)?;
@@ -85,6 +99,7 @@ impl Crio {
             id: id.into(),
             bundle: bundle.display().to_string(),
             stdout: pipe.display().to_string(),
+            terminal,
             options: Some(options).into(),
             ..Default::default()
         };
@@ -101,6 +116,32 @@ impl Crio {
 
     /// `Exec` and `Start` of a program whose output goes to a file; gives its exit code.
     pub fn exec(&self, id: &str, exec_id: &str, args: &[&str]) -> Result<(u32, String)> {
+        let output = self.prepare(id, exec_id, args, "")?;
+        self.run(id, exec_id)?;
+        let status = self.wait(id, exec_id)?;
+        self.delete(id, exec_id)?;
+        Ok((status, fs::read_to_string(output)?))
+    }
+
+    /// The same with input, which ends by `CloseIO` once its only writer has gone.
+    pub fn exec_with_input(&self, id: &str, exec_id: &str, args: &[&str], input: &[u8]) -> Result<(u32, String)> {
+        let pipe = self.bundle(id).join(format!("{exec_id}.in"));
+        mkfifo(&pipe, Mode::S_IRWXU)?;
+        let output = self.prepare(id, exec_id, args, &pipe.display().to_string())?;
+        self.run(id, exec_id)?;
+        fs::File::options().write(true).open(&pipe)?.write_all(input)?;
+        ensure!(self.state_of(id, exec_id)?.exited_at.is_none(), "the input's end was seen before it was closed");
+        for _ in 0..2 {
+            let request = CloseIORequest { id: id.into(), exec_id: exec_id.into(), stdin: true, ..Default::default() };
+            self.runtime.block_on(self.client.close_io(context(), &request)).map_err(failed)?;
+        }
+        let status = self.wait(id, exec_id)?;
+        self.delete(id, exec_id)?;
+        Ok((status, fs::read_to_string(output)?))
+    }
+
+    /// `Exec`; gives the file that its output will be in.
+    fn prepare(&self, id: &str, exec_id: &str, args: &[&str], stdin: &str) -> Result<PathBuf> {
         let output = self.bundle(id).join(format!("{exec_id}.out"));
         let spec = json!({ "args": args, "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] }).to_string();
         let spec = Any {
@@ -111,20 +152,41 @@ impl Crio {
         let request = ExecProcessRequest {
             id: id.into(),
             exec_id: exec_id.into(),
+            stdin: stdin.into(),
             stdout: format!("file://{}", output.display()),
             spec: Some(spec).into(),
             ..Default::default()
         };
         self.runtime.block_on(self.client.exec(context(), &request)).map_err(failed)?;
-        self.run(id, exec_id)?;
-        let status = self.wait(id, exec_id)?;
-        self.delete(id, exec_id)?;
-        Ok((status, fs::read_to_string(output)?))
+        Ok(output)
     }
 
-    /// `State`.
+    /// `ResizePty` of a container's terminal.
+    pub fn resize(&self, id: &str, width: u32, height: u32) -> Result<()> {
+        let request = ResizePtyRequest { id: id.into(), width, height, ..Default::default() };
+        self.runtime.block_on(self.client.resize_pty(context(), &request)).map_err(failed)?;
+        Ok(())
+    }
+
+    /// `Update` of a container's limits.
+    pub fn update(&self, id: &str, resources: &Value) -> Result<()> {
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+            value: resources.to_string().into_bytes(),
+            ..Default::default()
+        };
+        let request = UpdateTaskRequest { id: id.into(), resources: Some(resources).into(), ..Default::default() };
+        self.runtime.block_on(self.client.update(context(), &request)).map_err(failed)?;
+        Ok(())
+    }
+
+    /// `State` of a container.
     pub fn state(&self, id: &str) -> Result<StateResponse> {
-        let request = StateRequest { id: id.into(), ..Default::default() };
+        self.state_of(id, "")
+    }
+
+    fn state_of(&self, id: &str, exec_id: &str) -> Result<StateResponse> {
+        let request = StateRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
         self.runtime.block_on(self.client.state(context(), &request)).map_err(failed)
     }
 
@@ -169,7 +231,7 @@ fn write_bundle(directory: &Path, id: &str, kind: &str, pod: &str, what: &Value,
     let args = what.get("args").cloned().unwrap_or_else(|| json!(["/pause"]));
     let spec = json!({
         "ociVersion": "1.1.0",
-        "process": { "args": args, "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] },
+        "process": { "terminal": what["terminal"] == true, "args": args, "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] },
         "root": { "path": bundle.join("rootfs") },
         "annotations": {
             "io.kubernetes.cri-o.ContainerType": kind,

@@ -11,6 +11,9 @@ use anyhow::{Result, ensure};
 const SETTLE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// What runs for a sandbox on a node.
+const PROGRAMS: [&str; 2] = ["containerd-shim-cloister-v2", "qemu-system"];
+
 /// What is there, each with a prefix that says of which kind it is.
 pub type Traces = BTreeSet<String>;
 
@@ -21,14 +24,27 @@ pub struct Watch {
     state: PathBuf,
     bundles: PathBuf,
     before: Traces,
+    /// With the bed's own, which stays as long as it does.
+    idle: Traces,
 }
 
 impl Watch {
     /// Looks at the machine as it is now: `base` is the bed's directory, `state` the shims' state directory.
     pub fn new(base: &Path, state: &Path, bundles: &Path) -> Self {
-        let mut watch = Self { base: base.to_owned(), state: state.to_owned(), bundles: bundles.to_owned(), before: Traces::new() };
+        let mut watch = Self {
+            base: base.to_owned(),
+            state: state.to_owned(),
+            bundles: bundles.to_owned(),
+            before: Traces::new(),
+            idle: Traces::new(),
+        };
         watch.before = watch.machine();
         watch
+    }
+
+    /// Looks again once the bed is up and no sandbox is.
+    pub fn is_idle(&mut self) {
+        self.idle = self.machine();
     }
 
     /// Fails, naming each trace, unless every trace of the container or sandbox `id` goes.
@@ -39,14 +55,24 @@ impl Watch {
     /// Fails, naming each trace, unless the machine becomes as it was before the bed, with no sandbox at all. Daemons of the bed itself
     /// have to be ended before, or named in `daemons`.
     pub fn nothing(&self, daemons: &[u32]) -> Result<()> {
+        gone("of any sandbox", || &self.of_any(&self.before) | &processes(&self.base.display().to_string(), daemons))
+    }
+
+    /// Fails, naming each trace, unless every sandbox of the bed goes, while its daemons run on.
+    pub fn no_sandbox(&self) -> Result<()> {
+        let base = self.base.display().to_string();
+        let is_sandboxs = |trace: &String| PROGRAMS.iter().any(|program| trace.contains(program));
         gone("of any sandbox", || {
-            let mut traces: Traces = self.machine().difference(&self.before).cloned().collect();
-            traces.extend(processes(&self.base.display().to_string(), daemons));
-            traces.extend(mounts(&self.base.display().to_string()));
-            // Directories right below are the shims' own, made once; what is in them is of a sandbox.
-            traces.extend(files(&self.state, &|path| path.parent() != Some(&self.state) || !path.is_dir()));
-            traces
+            self.of_any(&self.idle).into_iter().chain(processes(&base, &[]).into_iter().filter(is_sandboxs)).collect()
         })
+    }
+
+    fn of_any(&self, before: &Traces) -> Traces {
+        let mut traces: Traces = self.machine().difference(before).cloned().collect();
+        traces.extend(mounts(&self.base.display().to_string()));
+        // Directories right below are the shims' own, made once; what is in them is of a sandbox.
+        traces.extend(files(&self.state, &|path| path.parent() != Some(&self.state) || !path.is_dir()));
+        traces
     }
 
     fn of(&self, id: &str) -> Traces {
@@ -109,6 +135,12 @@ pub fn pids_with(text: &str) -> Vec<(u32, String)> {
         .collect()
 }
 
+/// The `program` with `text` in its command line that serves a sandbox. The short-lived `start` and `delete` of a shim carry their verb.
+pub fn serving(program: &str, text: &str) -> Option<u32> {
+    let verb = |line: &str| line.split_whitespace().any(|word| word == "start" || word == "delete");
+    pids_with(program).into_iter().find(|(_, line)| line.contains(text) && !verb(line)).map(|(pid, _)| pid)
+}
+
 fn mounts(text: &str) -> Traces {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table.lines().filter(|line| line.contains(text)).map(|line| format!("mount {}", line.split(' ').nth(4).unwrap_or(line))).collect()
@@ -162,9 +194,14 @@ mod tests {
         fs::write(state.join("leaky-one/record"), "").unwrap();
         let watch = Watch::new(&base, &state, &base.join("bundles"));
         let mut child = std::process::Command::new("sh").args(["-c", "sleep 600; : leaky-one"]).spawn().unwrap();
+        // The kernel shows a program's arguments a moment after it was started.
+        let process = format!("process {}", child.id());
+        let deadline = Instant::now() + SETTLE;
+        while !watch.of("leaky-one").iter().any(|trace| trace.starts_with(&process)) {
+            assert!(Instant::now() < deadline, "{:?}", watch.of("leaky-one"));
+        }
         let traces = watch.of("leaky-one");
         assert!(traces.iter().any(|trace| trace.starts_with("file") && trace.ends_with("record")), "{traces:?}");
-        assert!(traces.iter().any(|trace| trace.starts_with(&format!("process {}", child.id()))), "{traces:?}");
         assert!(watch.of("leaky-two").is_empty());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -1,14 +1,22 @@
 //! A node that is not set up right says which file, line, key or program is at fault. One at a time: they share the shims' configuration.
 
+#![allow(clippy::print_stdout, reason = "what a user reads of a refusal is told")]
+
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tests::bed::{Bed, Setup};
 use tests::configuration::Configuration;
 use tests::ctr::Run;
 use tests::oci::{Entry, Image, LayerBytes, busybox_layer, tar};
 use tests::{place, runner, tests};
+
+/// More files and directories than a sandbox has.
+const MOST_FILES: usize = 24;
 
 fn main() -> ExitCode {
     runner::main(
@@ -23,6 +31,8 @@ fn main() -> ExitCode {
             a_value_of_the_wrong_kind_is_named_with_its_line,
             a_file_that_is_no_toml,
             an_image_larger_than_the_scratch_disk,
+            an_agent_that_is_not_heard_of,
+            a_full_disk_at_every_file,
         ],
     )
 }
@@ -87,4 +97,73 @@ fn an_image_larger_than_the_scratch_disk(bed: &Bed) -> Result<()> {
     let reference = bed.provide(&layout, "bomb")?;
     let configuration = Configuration { scratch_mib: 128, ..bed.configuration.clone() };
     refused_image(bed, &reference, "bomb", &configuration.text(), &["space"])
+}
+
+/// A VM that is there and runs nothing (QEMU's `-S`) is ended, and the line says which setting waits longer.
+fn an_agent_that_is_not_heard_of(bed: &Bed) -> Result<()> {
+    let program = bed.base().join("qemu-system-that-stands-still");
+    fs::write(&program, format!("#!/bin/sh\nexec {} -S \"$@\"\n", bed.configuration.qemu))?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let configuration = Configuration { qemu: program.display().to_string(), ..bed.configuration.clone() };
+    let text = configuration.text().replace("[vmm]\n", "[vmm]\nboot_timeout_s = 1\n");
+    refused(bed, "silent", &text, &["no word of its agent within 1 s", "vmm.boot_timeout_s"])
+}
+
+/// The state directory on a disk that has room for no file, for one, for two and so on, until there is room for all: each time one line that
+/// says so, and nothing is left of what had found its place.
+fn a_full_disk_at_every_file(bed: &Bed) -> Result<()> {
+    let reference = bed.plain(&Image::busybox("echo it ran")?, "plain")?;
+    let disk = bed.base().join("full");
+    fs::create_dir_all(&disk)?;
+    let configuration = Configuration { state: disk.clone(), ..bed.configuration.clone() };
+    fs::write(bed.configuration_file(), configuration.text())?;
+    let mut refusals = 0;
+    let result = (1..=MOST_FILES).find_map(|files| match on_disk_of(bed, &reference, &disk, files) {
+        Ok(Some(line)) => {
+            refusals += 1;
+            println!("  room for {files}: {line}");
+            None
+        }
+        Ok(None) => Some(Ok(())),
+        Err(error) => Some(Err(error)),
+    });
+    bed.configuration.write(&bed.configuration_file())?;
+    fs::remove_dir(&disk)?;
+    match result {
+        Some(result) => result?,
+        None => bail!("it never ran, with room for {MOST_FILES} files"),
+    }
+    ensure!(refusals >= 3, "only {refusals} places where the disk was full");
+    Ok(())
+}
+
+/// Runs with a state directory that has room for `files` files and directories: the line of the refusal, or none if it ran.
+fn on_disk_of(bed: &Bed, reference: &str, disk: &Path, files: usize) -> Result<Option<String>> {
+    // The root of the file system is one of them.
+    mount(Some("tmpfs"), disk, Some("tmpfs"), MsFlags::empty(), Some(format!("nr_inodes={}", files + 1).as_str()))?;
+    let id = bed.id("full");
+    let finished = bed.ctr().run(&Run { image: reference, id: &id, ..Run::default() });
+    let clean = bed.nothing_of(&id).and_then(|()| only_shared_directories(disk, &id));
+    umount2(disk, MntFlags::MNT_DETACH)?;
+    let finished = finished?;
+    clean?;
+    if finished.status.success() {
+        ensure!(finished.text() == "it ran\n", "{finished:?}");
+        return Ok(None);
+    }
+    let line = finished.stderr.trim_end();
+    let named = line.contains(&*disk.to_string_lossy()) || line.contains(&id);
+    ensure!(line.lines().count() == 1 && line.matches("No space left on device").count() == 1 && named, "{finished:?}");
+    Ok(Some(line.to_owned()))
+}
+
+/// Directories that the shims share stay; what else there is, is of a sandbox.
+fn only_shared_directories(directory: &Path, id: &str) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let own = entry.file_name().to_string_lossy().contains(id);
+        ensure!(entry.file_type()?.is_dir() && !own, "{} is left", entry.path().display());
+        only_shared_directories(&entry.path(), id)?;
+    }
+    Ok(())
 }

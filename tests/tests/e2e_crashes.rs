@@ -45,13 +45,8 @@ fn kill_hard(pid: u32) -> Result<()> {
 fn appears(program: &str, id: &str, running: &mut Running) -> Result<u32> {
     let started = Instant::now();
     loop {
-        // The short-lived `start` and `delete` of the shim carry their verb at the end.
-        let found = leaks::pids_with(program).into_iter().find(|(_, line)| {
-            let verb = line.split_whitespace().any(|word| word == "start" || word == "delete");
-            line.contains(id) && !line.starts_with("ctr") && !line.contains("/ctr ") && !verb
-        });
-        match found {
-            Some((pid, _)) => return Ok(pid),
+        match leaks::serving(program, id) {
+            Some(pid) => return Ok(pid),
             None if running.ended()? => bail!("ctr ended before any {program} of {id} appeared"),
             None if started.elapsed() > BOOT => bail!("no {program} of {id} appeared"),
             None => sleep(Duration::from_millis(2)),

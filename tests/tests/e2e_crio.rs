@@ -29,6 +29,27 @@ fn a_pods_life_without_events_and_without_delete(bed: &Bed) -> Result<()> {
     let (status, text) = crio.exec(&app, "one", &["/bin/sh", "-c", "echo inside; exit 4"])?;
     ensure!((status, text.as_str()) == (4, "inside\n"), "{status}: {text}");
 
+    // Input ends when it was closed and nobody writes any more, not before.
+    let (status, text) = crio.exec_with_input(&app, "input", &["/bin/cat"], b"typed")?;
+    ensure!((status, text.as_str()) == (0, "typed"), "{status}: {text}");
+    // New limits are those that the container sees.
+    crio.update(&app, &json!({ "memory": { "limit": 64 << 20 }, "cpu": { "quota": 20_000, "period": 100_000 }, "pids": { "limit": 99 } }))?;
+    let (_, text) = crio.exec(&app, "limits", &["/bin/sh", "-c", "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max"])?;
+    ensure!(text == "67108864\n20000 100000\n99\n", "{text}");
+
+    // A terminal has the size that it was given before anything ran on it, and each later one.
+    let tty = bed.id("tty");
+    let script = "stty size; : > /tmp/seen; until stty size | grep -q '43 132'; do sleep 0.1; done; stty size";
+    let output_of_tty = crio.add_on_terminal(&pod, &tty, &image, &["/bin/sh", "-c", script])?;
+    crio.resize(&tty, 80, 25)?;
+    crio.run(&tty, "")?;
+    crio.exec(&tty, "seen", &["/bin/sh", "-c", "until [ -e /tmp/seen ]; do sleep 0.1; done"])?;
+    crio.resize(&tty, 132, 43)?;
+    ensure!(crio.wait(&tty, "")? == 0);
+    crio.delete(&tty, "")?;
+    let text = output_of_tty.join().map_err(|_| anyhow!("the reader panicked"))??;
+    ensure!(text.starts_with("25 80\r\n") && text.ends_with("43 132\r\n"), "{text:?}");
+
     // CRI-O restarts: it finds the shim by the bundle, and the pipes by the state.
     crio.restart(&app)?;
     let state = crio.state(&app)?;

@@ -55,11 +55,20 @@ fn every_containerd_reads_it_and_keeps_the_rest() {
             if let Some(text) = before {
                 fs::write(node.main(), text).unwrap();
             }
-            let class = node.cloister(&["install", "--containerd-version", number]);
+            let class = node.cloister(&["install", "--containerd-version", number, "--snapshotter", "/run/cloister/snapshotter.sock"]);
             assert!(class.contains("kind: RuntimeClass") && class.contains("handler: cloister"), "{class}");
             let text = dump(version, &node.main());
             assert!(text.contains("runtime_type = \"io.containerd.cloister.v2\""), "{version}: {text}");
             assert!(text.contains("\"dev.cloister.*\""), "{version}: {text}");
+            // Each looks for a pod's snapshotter in another place, and the newest unpacks with what is listed and nothing else.
+            let wanted: &[(&str, usize)] = match version {
+                "1.6" => &[("address = \"/run/cloister/snapshotter.sock\"", 1)],
+                "1.7" => &[("snapshotter = \"cloister\"", 2), ("unpack_config]]", 2)],
+                _ => &[("snapshotter = \"cloister\"", 3), ("runtime_platforms.cloister]", 1), ("unpack_config]]", 2)],
+            };
+            for (words, times) in wanted {
+                assert_eq!(text.matches(words).count(), *times, "{version}: {words}: {text}");
+            }
             if before.is_some() {
                 assert!(text.contains("io.containerd.other.v2") && text.contains("/the/plugins"), "{version}: {text}");
             }

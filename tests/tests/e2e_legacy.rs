@@ -287,6 +287,19 @@ fn a_privileged_container_is_root_of_the_guest_only(_: &Bed, pod: &Pod<'_>) -> R
 }
 
 fn a_container_out_of_memory_is_said_to_be(bed: &Bed, pod: &Pod<'_>) -> Result<()> {
+    // The kernel kills one process, and the first one lives on: it is told at once.
+    let mut spec = pod.spec("head -c 200000000 /dev/zero | tail -n 1; exec sleep 3600");
+    spec["linux"]["resources"]["memory"] = json!({"limit": 20000000});
+    let id = pod.detach("hungry", &spec)?;
+    let deadline = Instant::now() + END;
+    while !pod.bundle_file("hungry", "oom").exists() {
+        ensure!(Instant::now() < deadline, "nobody told of the want of memory");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let alive = bed.ctr().exec(&id, "alive", &[], &["/bin/echo", "alive"], b"")?;
+    ensure!(alive.text() == "alive\n", "{alive:?}");
+    bed.ctr().remove(&id)?;
+
     let mut spec = pod.spec("head -c 200000000 /dev/zero | tail -n 1; sleep 3600");
     spec["linux"]["resources"]["memory"] = json!({"limit": 20000000});
     spec["linux"]["resources"]["unified"] = json!({"memory.oom.group": "1"});

@@ -1,5 +1,6 @@
 //! The real nerdctl: its network is set up by OCI hooks on the host, its logs are taken by a program of its own.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::ExitCode;
@@ -62,8 +63,8 @@ fn get(address: &str) -> Result<String> {
 }
 
 /// Starts the service in the background; gives its container's id.
-fn start(nerdctl: &Nerdctl, reference: &str, name: &str) -> Result<String> {
-    let arguments = ["-d", "--name", name, "-p", "8080:80", "-e", "GREETING=hello", reference];
+fn start(nerdctl: &Nerdctl, reference: &str, name: &str, more: &[&str]) -> Result<String> {
+    let arguments = [&["-d", "--name", name, "-p", "8080:80", "-e", "GREETING=hello"], more, &[reference]].concat();
     let finished = command::run(&mut nerdctl.run_command(&arguments), BOOT)?.succeeded()?;
     Ok(finished.text().trim().to_owned())
 }
@@ -76,7 +77,21 @@ fn inspect(nerdctl: &Nerdctl, name: &str) -> Result<Value> {
 
 fn a_published_service_is_reached_and_looked_after(bed: &Bed) -> Result<()> {
     let nerdctl = Nerdctl::new(bed)?;
-    let id = start(&nerdctl, &image(bed)?, "web")?;
+    let (reference, conf) = (image(bed)?, bed.base().join("conf"));
+    fs::create_dir_all(conf.join("below"))?;
+    fs::write(conf.join("below/key"), "of the node")?;
+    // Nothing is shared: what is to be written to is refused before there is a VM, in a line that says what works.
+    let volume = format!("{}:/etc/conf", conf.display());
+    let refused = command::run(&mut nerdctl.run_command(&["--rm", "--name", "writes", "-v", &volume, &reference]), BOOT)?;
+    ensure!(!refused.status.success() && refused.stderr.contains("mount it read-only"), "{refused:?}");
+    nerdctl.call(&["rm", "-f", "writes"])?;
+
+    let volume = format!("{volume}:ro");
+    let id = start(&nerdctl, &reference, "web", &["-v", &volume, "--sysctl", "net.core.somaxconn=77"])?;
+    let seen = nerdctl.call(&["exec", "web", "/bin/sh", "-c", "cat /etc/conf/below/key; echo; echo x > /etc/conf/below/key || echo no"])?;
+    ensure!(seen.text() == "of the node\nno\n" && fs::read_to_string(conf.join("below/key"))? == "of the node", "{seen:?}");
+    let seen = nerdctl.call(&["exec", "web", "/bin/cat", "/proc/sys/net/core/somaxconn"])?;
+    ensure!(seen.text() == "77\n", "{seen:?}");
 
     // The address that nerdctl reads out of the network namespace of the container's process: the VM's.
     let known = inspect(&nerdctl, "web")?;
@@ -137,7 +152,7 @@ fn a_failing_hook_is_a_line(bed: &Bed) -> Result<()> {
 
 fn a_killed_shim_gives_the_address_back(bed: &Bed) -> Result<()> {
     let nerdctl = Nerdctl::new(bed)?;
-    let id = start(&nerdctl, &image(bed)?, "killed")?;
+    let id = start(&nerdctl, &image(bed)?, "killed", &[])?;
     let address = inspect(&nerdctl, "killed")?["NetworkSettings"]["IPAddress"].as_str().unwrap_or_default().to_owned();
     ensure!(nerdctl.leases().contains(&address), "{address} is not among {:?}", nerdctl.leases());
     let shims = leaks::pids_with("containerd-shim-cloister-v2");

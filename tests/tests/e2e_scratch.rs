@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use tests::bed::{Bed, Setup};
 use tests::configuration::Configuration;
-use tests::ctr::Run;
-use tests::oci::{Entry, Image, LayerBytes, busybox_layer, tar};
+use tests::ctr::{BOOT, Run};
+use tests::oci::Image;
 use tests::scratch_file::{Blocks, ScratchFile, longest_change};
-use tests::{place, runner, tests};
+use tests::{large, place, runner, tests};
 
 fn main() -> ExitCode {
     runner::main(
@@ -83,24 +83,7 @@ fn roll_back(disk: &ScratchFile, to: &Blocks, from: &Blocks) -> Result<()> {
     Ok(())
 }
 
-/// Half as much again as the guest has memory, which is 512 MiB.
-const LARGE: u64 = 768 << 20;
-
+/// Half as much again as the guest has memory, which is 512 MiB; the soak test has one of four times its memory.
 fn an_image_larger_than_memory_starts(bed: &Bed) -> Result<()> {
-    let large = LayerBytes::streamed(&[("srv/large", LARGE)])?;
-    ensure!(large.compressed.len() < 64 << 20, "{} bytes compressed: this test would be about the network", large.compressed.len());
-    let layers = [
-        LayerBytes::honest(&tar(&busybox_layer()?)?)?,
-        large,
-        LayerBytes::honest(&tar(&[Entry::File("srv/end", 0o644, b"end\n".to_vec())])?)?,
-    ];
-    let image = Image::busybox("grep MemTotal /proc/meminfo; stat -c %s /srv/large; cat /srv/end")?;
-    let layout = image.write_layers(&bed.base().join("images/large"), "1", &layers)?;
-    let (reference, id) = (bed.provide(&layout, "large")?, bed.id("large"));
-    let finished = bed.ctr().run(&Run { image: &reference, id: &id, ..Run::default() })?;
-    let text = finished.text();
-    let memory = text.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).with_context(|| format!("{finished:?}"))?;
-    ensure!(memory << 10 <= LARGE / 3 * 2, "the guest has {memory} KiB, so the image is not larger than its memory");
-    ensure!(text.ends_with(&format!("{LARGE}\nend\n")), "{finished:?}");
-    bed.nothing_of(&id)
+    large::starts(bed, 768 << 20, BOOT)
 }

@@ -4,6 +4,9 @@ use crate::{input, logger, snapshotter};
 use anyhow::Result;
 use std::path::PathBuf;
 
+/// Where it keeps its records unless it is told otherwise.
+pub(crate) const ROOT: &str = "/var/lib/cloister/snapshotter";
+
 /// Serve containerd as a remote snapshotter that unpacks nothing on the host
 ///
 /// containerd's configuration:
@@ -13,7 +16,7 @@ use std::path::PathBuf;
 ///   address = "/run/cloister/snapshotter.sock"
 ///
 /// Clients that know remote snapshots (CRI, nerdctl; ctr of containerd 2.x, whose transfer plugin needs the snapshotter in its
-/// unpack_config) fetch an image's manifest and config only. For `ctr` of containerd 1.6 and 1.7:
+/// unpack_config) fetch an image's manifest and config only. For an encrypted image and `ctr` of containerd 1.6 and 1.7:
 ///
 ///   ctr content fetch IMAGE
 ///   cloister image prepare IMAGE
@@ -25,12 +28,12 @@ pub(crate) struct Args {
     #[arg(long, alias = "socket", value_name = "SOCKET", default_value = "/run/cloister/snapshotter.sock")]
     address: PathBuf,
     /// Directory of the snapshots' records
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/cloister/snapshotter")]
+    #[arg(long, value_name = "DIR", default_value = ROOT)]
     root: PathBuf,
     /// Socket of the containerd that this serves: asked for the users that images name
     #[arg(long, env = "CONTAINERD_ADDRESS", default_value = "/run/containerd/containerd.sock", value_name = "SOCKET")]
     containerd: PathBuf,
-    /// Unpack plain images as overlayfs would: for CRI of containerd 1.6, which has one snapshotter for all runtimes
+    /// Unpack plain images as overlayfs would: where this is the snapshotter of other runtimes too, as in CRI of containerd 1.6
     #[arg(long)]
     unpack_plain: bool,
 }

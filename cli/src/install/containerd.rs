@@ -16,6 +16,12 @@ const END: &str = "# END cloister";
 /// Where containerd is told to look for its shims by whoever starts it.
 const USUAL_PATH: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
 
+/// The service by which `ctr` and CRI of 2.1 and newer pull.
+const TRANSFER: &str = "io.containerd.transfer.v1.local";
+const PLATFORM: &str = "linux/amd64";
+/// Where the snapshotter keeps its records: the file system that kubelet is told images are on.
+const ROOT: &str = crate::commands::snapshotter::ROOT;
+
 /// A version of containerd, as `major.minor`.
 pub(crate) type Version = (u32, u32);
 
@@ -70,7 +76,7 @@ pub(crate) fn install(main_path: &Path, main: Option<&str>, version: Option<Vers
     let newest = version.is_some_and(|version| version >= (2, 0));
     let Some(text) = main.map(without_ours).filter(|text| !text.trim().is_empty()) else {
         let format = if newest { Format::V3 } else { Format::V2 };
-        let alone = format!("version = {}\n\n{}", format.number(), section(format, settings));
+        let alone = format!("version = {}\n\n{}", format.number(), section(format, settings, &usual_unpackers()));
         return Ok(match version {
             // No file at all: these read the folder of drop-ins by default.
             Some(version) if version >= (2, 2) && main.is_none_or(|main| main.contains(BEGIN)) => {
@@ -87,12 +93,15 @@ pub(crate) fn install(main_path: &Path, main: Option<&str>, version: Option<Vers
     let folder = imported_folder(main_path, &table).filter(|_| newest || format == Format::V3);
     let result = match folder {
         Some(folder) => {
-            let drop_in_text = Some(format!("version = {}\n\n{}", format.number(), section(format, settings)));
+            // A list of a drop-in takes the place of the main file's.
+            let others = unpackers(&table).unwrap_or_else(usual_unpackers);
+            let drop_in_text = Some(format!("version = {}\n\n{}", format.number(), section(format, settings, &others)));
             Target { main: Some(text), drop_in: folder.join(NAME), drop_in_text }
         }
         None => {
             let gap = if text.ends_with('\n') { "\n" } else { "\n\n" };
-            let main = format!("{text}{gap}{}", marked(&section(format, settings)));
+            let others = if unpackers(&table).is_some() { Vec::new() } else { usual_unpackers() };
+            let main = format!("{text}{gap}{}", marked(&section(format, settings, &others)));
             let table: Table = toml::from_str(&main).map_err(|error| problem_of(&main, &error))?;
             if runtime(&table, format).is_none() {
                 return Err("the runtime's section cannot be added at its end".to_owned());
@@ -126,7 +135,8 @@ pub(crate) fn may_be_hidden(main: &str, version: Option<Version>) -> bool {
     imports && format == Some(Ok(Format::V2)) && version.is_none_or(|version| version < (2, 0))
 }
 
-fn section(format: Format, settings: &Settings) -> String {
+/// `others`: what else the transfer service is to unpack with, where our list takes the place of another.
+fn section(format: Format, settings: &Settings, others: &[Table]) -> String {
     let plugin = format.plugin();
     let annotations = ANNOTATIONS.map(|name| format!("{name:?}")).join(", ");
     let mut text = format!(
@@ -138,12 +148,33 @@ fn section(format: Format, settings: &Settings) -> String {
         text.push_str(&format!("runtime_path = {:?}\n", settings.bin.join(super::node::SHIM)));
     }
     if let Some(socket) = &settings.snapshotter {
-        text.push_str(&format!(
-            "snapshotter = {HANDLER:?}\n\n[proxy_plugins.{HANDLER}]\ntype = \"snapshot\"\naddress = {:?}\n",
-            socket.display().to_string()
-        ));
+        text.push_str(&format!("snapshotter = {HANDLER:?}\n\n{}", snapshotter(socket, others)));
     }
     text
+}
+
+/// 2.x looks for a handler's snapshotter in another place when it pulls, and since 2.1 pulls by the transfer service, which unpacks with what
+/// is listed and nothing else. Earlier versions leave out what they do not know.
+fn snapshotter(socket: &Path, others: &[Table]) -> String {
+    let ours = Table::from_iter([("platform", PLATFORM), ("snapshotter", HANDLER)].map(|(key, value)| (key.to_owned(), value.into())));
+    let unpackers: String =
+        others.iter().chain([&ours]).map(|table| format!("\n[[plugins.\"{TRANSFER}\".unpack_config]]\n{table}")).collect();
+    let socket = socket.display().to_string();
+    format!(
+        "[proxy_plugins.{HANDLER}]\ntype = \"snapshot\"\naddress = {socket:?}\n\n[proxy_plugins.{HANDLER}.exports]\nroot = {ROOT:?}\n\n\
+         [plugins.\"io.containerd.cri.v1.images\".runtime_platforms.{HANDLER}]\nsnapshotter = {HANDLER:?}\n{unpackers}"
+    )
+}
+
+/// What the main file has the transfer service unpack with.
+fn unpackers(table: &Table) -> Option<Vec<Table>> {
+    let list = table.get("plugins")?.get(TRANSFER)?.get("unpack_config")?.as_array()?;
+    Some(list.iter().filter_map(Value::as_table).cloned().collect())
+}
+
+/// What it unpacks with where nothing is said.
+fn usual_unpackers() -> Vec<Table> {
+    vec![Table::from_iter([("platform", PLATFORM), ("snapshotter", "overlayfs")].map(|(key, value)| (key.to_owned(), value.into())))]
 }
 
 fn marked(section: &str) -> String {

@@ -102,7 +102,7 @@ impl Cgroup {
 
     /// How often the kernel killed a process here for want of memory.
     pub fn oom_kills(&self) -> u64 {
-        self.read("memory.events").map_or(0, |text| keyed(&text).get("oom_kill").copied().unwrap_or(0))
+        self.read("memory.events").map_or(0, |text| oom_kills(&text))
     }
 
     /// Removes it with all below it; there must be no process in it.
@@ -148,6 +148,11 @@ impl Cgroup {
         let path = self.path.join(file);
         fs::write(&path, value).map_err(|source| CgroupError { path: path.display().to_string(), source })
     }
+}
+
+/// The kills for want of memory of a `memory.events`.
+pub(super) fn oom_kills(events: &str) -> u64 {
+    keyed(events).get("oom_kill").copied().unwrap_or(0)
 }
 
 /// One number; `max` is no limit.
@@ -281,6 +286,7 @@ mod tests {
     #[test]
     fn numbers_are_read_as_the_kernel_writes_them() {
         assert_eq!((single("max\n"), single("42\n"), single("?")), (u64::MAX, 42, 0));
-        assert_eq!(keyed("oom 1\noom_kill 2\nbroken\n").get("oom_kill"), Some(&2));
+        assert_eq!(keyed("oom 1\noom_kill 2\nbroken\n").get("oom"), Some(&1));
+        assert_eq!((oom_kills("oom 1\noom_kill 2\n"), oom_kills("")), (2, 0));
     }
 }

@@ -10,6 +10,7 @@ use super::{
     host_spec::{HostSpec, SpecError, printable},
     in_root::InRoot,
     launch::{LaunchError, launch},
+    memory::Kills,
     mounts::Binds,
     overlay::Overlay,
     process::Process,
@@ -178,6 +179,7 @@ impl Containers {
         if shared.pid.is_some() {
             end_together(&launched.process, Cgroup::of(&workspace.name));
         }
+        let oom_kills = Kills::watch(&cgroup, launched.process.exit.clone());
         let pipes = process.exists(launched, terminal);
         stages.end("create");
 
@@ -194,6 +196,7 @@ impl Containers {
             secrets,
             place,
             cgroup,
+            oom_kills,
             init: process,
             init_pipes: Mutex::new(Some(pipes)),
             execs: Mutex::default(),

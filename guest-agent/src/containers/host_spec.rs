@@ -115,6 +115,10 @@ impl HostSpec {
             host.shares = shares(linux.namespaces().as_deref().unwrap_or_default());
             host.seccomp = linux.seccomp().clone();
             check_seccomp(host.seccomp.as_ref())?;
+            if let Some(seccomp) = &mut host.seccomp {
+                // For a listener, and there is none.
+                seccomp.set_listener_metadata(None);
+            }
             host.masked_paths = checked_paths("linux.maskedPaths", linux.masked_paths().as_deref())?;
             host.readonly_paths = checked_paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?;
             (host.devices, host.disks) = devices(linux)?;
@@ -238,7 +242,15 @@ fn check_seccomp(seccomp: Option<&LinuxSeccomp>) -> Result<(), SpecError> {
     if seccomp.listener_path().is_some() {
         return Err(field("linux.seccomp.listenerPath", "a guest cannot hand system calls to the host; remove it"));
     }
-    bounded("linux.seccomp.syscalls", seccomp.syscalls().as_ref().map_or(0, Vec::len))
+    let rules = seccomp.syscalls().as_deref().unwrap_or_default();
+    bounded("linux.seccomp.syscalls", rules.len())?;
+    for rule in rules {
+        bounded("linux.seccomp.syscalls.names", rule.names().len())?;
+        if rule.names().iter().any(|name| name.contains('\0')) {
+            return Err(field("linux.seccomp.syscalls.names", "must not hold a NUL"));
+        }
+    }
+    Ok(())
 }
 
 fn checked_paths(name: &'static str, paths: Option<&[String]>) -> Result<Option<Vec<String>>, SpecError> {

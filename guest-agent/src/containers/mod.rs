@@ -11,6 +11,7 @@ mod exec;
 pub mod host_spec;
 mod in_root;
 pub mod launch;
+mod memory;
 pub mod mounts;
 mod overlay;
 pub mod pod;
@@ -29,6 +30,7 @@ use derive::{Accounts, Derived};
 use launch::Pipes;
 use libcontainer::notify_socket::NOTIFY_FILE;
 use log::{info, warn};
+use memory::Kills;
 use oci_spec::runtime::LinuxSeccomp;
 use overlay::Overlay;
 use process::Process;
@@ -76,6 +78,7 @@ pub struct Container {
     /// Its place among the containers of the policy.
     place: Place,
     cgroup: Cgroup,
+    oom_kills: Kills,
     init: Process,
     init_pipes: Mutex<Option<Pipes>>,
     execs: Mutex<HashMap<String, Arc<exec::Exec>>>,
@@ -229,15 +232,21 @@ impl Containers {
 }
 
 impl Container {
-    /// Waits for the end of a process; its exit status, time, and whether the kernel killed it for want of memory.
-    pub async fn wait(&self, exec_id: &str) -> Result<(crate::reaper::Exit, bool), ContainerError> {
+    /// Waits for the end of a process: its exit, and for the container's first one how often the kernel killed for want of memory.
+    pub async fn wait(&self, exec_id: &str) -> Result<(crate::reaper::Exit, u64), ContainerError> {
         let ended = if exec_id.is_empty() { self.init.wait().await } else { self.exec(exec_id)?.process.wait().await };
         let exit = ended.ok_or_else(|| ContainerError::State("the process was deleted before it ran".into()))?;
-        if exec_id.is_empty() {
-            // Before the host knows of it and asks for the next container.
-            self.place.ended(exit.status);
+        if !exec_id.is_empty() {
+            return Ok((exit, 0));
         }
-        Ok((exit, exec_id.is_empty() && self.cgroup.oom_kills() > 0))
+        // Before the host knows of it and asks for the next container.
+        self.place.ended(exit.status);
+        Ok((exit, self.cgroup.oom_kills()))
+    }
+
+    /// Waits until the kernel has killed more than `seen` of its processes for want of memory: how many.
+    pub async fn oom_kills_beyond(&self, seen: u64) -> Result<u64, ContainerError> {
+        self.oom_kills.beyond(seen).await
     }
 
     /// Sends a signal to a process, or to all of the container.

@@ -45,7 +45,7 @@ pub struct Rule {
 ///
 /// `free` where nothing is gained by refusing: starting, awaiting and deleting what was admitted when it was prepared; the size of a
 /// terminal; and what a host does to the whole machine anyway: it can stop it, starve it, and measure how long it lives.
-pub const RULES: [Rule; 17] = [
+pub const RULES: [Rule; 18] = [
     Rule { rpc: "CreateSandbox", when: When::Once, check: |p, s| check::<api::CreateSandboxRequest>(p, s, free) },
     // Each volume is asked about where it is known what the container can do without: in `containers::volumes`. What is read back was
     // announced so, and admitted, before.
@@ -73,6 +73,8 @@ pub const RULES: [Rule; 17] = [
         check: |p, s| check(p, s, |request: &api::SignalProcessRequest, sandbox| Ok(sandbox.policy().signal(request.signal)?)),
     },
     Rule { rpc: "WaitProcess", when: When::InSandbox, check: |p, s| check::<api::WaitProcessRequest>(p, s, free) },
+    // A limit that the host has set is hit: it knows from the end of what was killed.
+    Rule { rpc: "WaitOutOfMemory", when: When::InSandbox, check: |p, s| check::<api::WaitOutOfMemoryRequest>(p, s, free) },
     Rule { rpc: "DeleteProcess", when: When::InSandbox, check: |p, s| check::<api::DeleteProcessRequest>(p, s, free) },
     Rule { rpc: "ResizePty", when: When::InSandbox, check: |p, s| check::<api::ResizePtyRequest>(p, s, free) },
     Rule { rpc: "ListProcesses", when: When::InSandbox, check: |p, s| check::<api::ListProcessesRequest>(p, s, statistics) },

@@ -98,14 +98,19 @@ impl Service {
     }
 
     async fn wait(&self, request: &api::WaitProcessRequest) -> Result<api::WaitProcessResponse, Failure> {
-        let (exit, oom_killed) = self.containers.get(&request.container_id)?.wait(&request.exec_id).await?;
+        let (exit, oom_kills) = self.containers.get(&request.container_id)?.wait(&request.exec_id).await?;
         let since_1970 = exit.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(api::WaitProcessResponse {
             exit_status: exit.status,
             exited_at: i64::try_from(since_1970.as_nanos()).unwrap_or(i64::MAX),
-            oom_killed,
+            oom_kills,
             ..Default::default()
         })
+    }
+
+    async fn wait_memory(&self, request: &api::WaitOutOfMemoryRequest) -> Result<api::WaitOutOfMemoryResponse, Failure> {
+        let kills = self.containers.get(&request.container_id)?.oom_kills_beyond(request.seen).await?;
+        Ok(api::WaitOutOfMemoryResponse { kills, ..Default::default() })
     }
 
     async fn delete(&self, request: &api::DeleteProcessRequest) -> Result<api::Empty, Failure> {
@@ -195,6 +200,14 @@ impl Agent for Service {
 
     async fn wait_process(&self, _: &TtrpcContext, request: api::WaitProcessRequest) -> ttrpc::Result<api::WaitProcessResponse> {
         Ok(self.wait(&request).await?)
+    }
+
+    async fn wait_out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        request: api::WaitOutOfMemoryRequest,
+    ) -> ttrpc::Result<api::WaitOutOfMemoryResponse> {
+        Ok(self.wait_memory(&request).await?)
     }
 
     async fn delete_process(&self, _: &TtrpcContext, request: api::DeleteProcessRequest) -> ttrpc::Result<api::Empty> {

@@ -16,6 +16,7 @@ use ttrpc::{
 };
 
 mod decoder;
+mod hostile_spec;
 mod mutations;
 
 const PROTO: &str = include_str!("../../../protocol/proto/agent.proto");
@@ -101,6 +102,7 @@ fn request(rpc: &str) -> Vec<u8> {
         "SignalProcess" => bytes(&api::SignalProcessRequest { container_id, signal: 10, ..Default::default() }),
         "StartProcess" => bytes(&api::StartProcessRequest { container_id, ..Default::default() }),
         "WaitProcess" => bytes(&api::WaitProcessRequest { container_id, ..Default::default() }),
+        "WaitOutOfMemory" => bytes(&api::WaitOutOfMemoryRequest { container_id, ..Default::default() }),
         "DeleteProcess" => bytes(&api::DeleteProcessRequest { container_id, ..Default::default() }),
         "ResizePty" => bytes(&api::ResizePtyRequest { container_id, ..Default::default() }),
         "ListProcesses" => bytes(&api::ListProcessesRequest { container_id, ..Default::default() }),

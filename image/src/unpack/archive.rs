@@ -8,10 +8,11 @@ use super::{
     header::{BLOCK, Fault, Header, Time},
     paths::EntryPath,
     pax::Pax,
+    sparse::{self, Map, Piece},
 };
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
 };
 
 /// The largest size that a ustar header holds, in bytes: eleven octal digits.
@@ -42,6 +43,8 @@ pub(super) struct Entry {
     /// Major and minor number.
     pub(super) device: (u32, u32),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where a file's data belong, if it has holes.
+    pub(super) sparse: Option<Map>,
 }
 
 /// What extension headers say about the next entry.
@@ -123,30 +126,40 @@ impl<R: Read> Archive<R> {
     }
 
     fn entry(&mut self, header: &Header, header_size: u64, pending: Pending) -> Result<Entry, UnpackError> {
-        let pax = pending.pax.unwrap_or_default();
+        let mut pax = pending.pax.unwrap_or_default();
         let number = self.number;
         let fault = |why: Fault| UnpackError::Header { number, why };
-        let path = one(pax.path, pending.long_path, "path").map_err(fault)?.unwrap_or_else(|| header.path());
+        let path = one(pax.path, pending.long_path, "path").map_err(fault)?;
+        let path = pax.sparse.as_mut().and_then(|records| records.name.take()).or(path).unwrap_or_else(|| header.path());
         let link = one(pax.link, pending.long_link, "link target").map_err(fault)?.unwrap_or_else(|| header.link().to_vec());
         let kind = match header.kind() {
             // The oldest tar marks directories by their name alone.
             0 if path.ends_with(b"/") => Kind::Directory,
-            b'0' | 0 | b'7' => Kind::File,
+            b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
             b'3' => Kind::Char,
             b'4' => Kind::Block,
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
-            b'S' => return Err(fault("a sparse file, which is not supported: write the layer without --sparse".into())),
             other => return Err(fault(format!("of type {:?}, which is not supported", char::from(other)))),
         };
         let size = one_size(header_size, pax.size).map_err(fault)?;
-        if kind != Kind::File && size != 0 {
+        if kind != Kind::File && (size != 0 || pax.sparse.is_some()) {
             // Some readers skip such data and some take it for the next header.
             return Err(fault(format!("{kind:?} with {size} bytes of data: refused, as readers disagree on what they are")));
         }
         (self.data, self.padding) = (size, padding(size));
+        let map = match (header.kind(), pax.sparse) {
+            (b'S', None) => Some(self.map_behind_header(header)?),
+            (b'S', Some(_)) => return Err(fault("a sparse file by both its header and PAX".into())),
+            (_, Some(records)) => {
+                let (size, pieces) = records.finish().map_err(fault)?;
+                Some((size, pieces.map_or_else(|| self.map_before_data(), Ok)?))
+            }
+            (_, None) => None,
+        };
+        let sparse = map.map(|(size, pieces)| Map::new(pieces, size, self.data)).transpose().map_err(fault)?;
         let id = |name: &str, value: u64| {
             u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or(format!("{name} {value} is out of range"))
         };
@@ -154,13 +167,53 @@ impl<R: Read> Archive<R> {
         let gid = pax.gid.map_or_else(|| header.gid(), Ok).and_then(|gid| id("gid", gid)).map_err(fault)?;
         let device = if matches!(kind, Kind::Char | Kind::Block) { header.device().map_err(fault)? } else { (0, 0) };
         let mtime = pax.mtime.map_or_else(|| header.mtime(), Ok).map_err(fault)?;
-        Ok(Entry { kind, path, link, mode: header.mode().map_err(fault)?, uid, gid, mtime, device, xattrs: pax.xattrs })
+        Ok(Entry { kind, path, link, mode: header.mode().map_err(fault)?, uid, gid, mtime, device, xattrs: pax.xattrs, sparse })
     }
 
-    /// Writes the current entry's data to `file`.
-    pub(super) fn copy_data(&mut self, mut file: &File, buffer: &mut [u8], path: &EntryPath) -> Result<(), UnpackError> {
-        while self.data > 0 {
-            let want = usize::try_from(self.data).unwrap_or(usize::MAX).min(buffer.len());
+    /// Of a sparse file in GNU's own form: its size and pieces, in the header and the blocks behind it, which its data do not count.
+    fn map_behind_header(&mut self, header: &Header) -> Result<(u64, Vec<Piece>), UnpackError> {
+        let (table, size, mut more) = header.sparse().map_err(|why| self.fault(why))?;
+        let mut map = sparse::Old::default();
+        map.add(table).map_err(|why| self.fault(why))?;
+        while more {
+            let block = self.raw_block()?.ok_or_else(|| truncated(io::ErrorKind::UnexpectedEof.into()))?;
+            more = map.add_block(&block).map_err(|why| self.fault(why))?;
+        }
+        Ok((size, map.pieces))
+    }
+
+    /// Of a sparse file of version 1.0: its pieces, in the first blocks of its data.
+    fn map_before_data(&mut self) -> Result<Vec<Piece>, UnpackError> {
+        let mut map = sparse::Lines::default();
+        loop {
+            self.data = self.data.checked_sub(BLOCK as u64).ok_or_else(|| self.fault("a sparse file whose map is cut off"))?;
+            let block = self.raw_block()?.ok_or_else(|| truncated(io::ErrorKind::UnexpectedEof.into()))?;
+            if map.add(&block).map_err(|why| self.fault(why))? {
+                return Ok(map.pieces);
+            }
+        }
+    }
+
+    /// Writes the current entry's data to `file`, which is new; what lies between the pieces of a sparse file stays a hole.
+    pub(super) fn copy_data(
+        &mut self,
+        mut file: &File,
+        sparse: Option<&Map>,
+        buffer: &mut [u8],
+        path: &EntryPath,
+    ) -> Result<(), UnpackError> {
+        let Some(map) = sparse else { return self.copy(file, self.data, buffer, path) };
+        for (offset, length) in &map.pieces {
+            file.seek(SeekFrom::Start(*offset)).map_err(|e| path.system("seek", e))?;
+            self.copy(file, *length, buffer, path)?;
+        }
+        file.set_len(map.size).map_err(|e| path.system("set the size", e))
+    }
+
+    fn copy(&mut self, mut file: &File, length: u64, buffer: &mut [u8], path: &EntryPath) -> Result<(), UnpackError> {
+        let rest = self.data.saturating_sub(length);
+        while self.data > rest {
+            let want = usize::try_from(self.data - rest).unwrap_or(usize::MAX).min(buffer.len());
             let n = match self.reader.read(&mut buffer[..want]) {
                 Ok(0) => return Err(truncated(io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => n,
@@ -339,7 +392,7 @@ mod tests {
         assert!(refusal(pax(TarBuilder::new())).contains("ends after an extension"));
         assert!(refusal(TarBuilder::new().raw(EntryType::GNULongName, "x", "", 4, b"a\0b\0").file("f", b"")).contains("NUL"));
         assert!(refusal(TarBuilder::new().raw(EntryType::XHeader, "x", "", 1 << 40, b"")).contains("at most"));
-        assert!(refusal(TarBuilder::new().raw(EntryType::GNUSparse, "x", "", 0, b"")).contains("sparse"));
+        assert!(refusal(TarBuilder::new().raw(EntryType::GNUSparse, "x", "", 0, b"")).contains("header is not GNU's"));
         assert!(refusal(TarBuilder::new().raw(EntryType::new(b'V'), "x", "", 0, b"")).contains("type 'V'"));
     }
 

@@ -73,6 +73,15 @@ impl Header {
         number(&self.0[329..337]).zip(number(&self.0[337..345])).ok_or_else(|| "device numbers are not numbers".into())
     }
 
+    /// Of a sparse file in GNU's own form: the table of its first pieces, its size, and whether blocks with more pieces follow.
+    pub(super) fn sparse(&self) -> Result<(&[u8], u64, bool), Fault> {
+        if &self.0[257..265] != b"ustar  \0" {
+            return Err("a sparse file whose header is not GNU's".into());
+        }
+        let size = unsigned(&self.0[483..495]).ok_or("a sparse file's size is not a number")?;
+        Ok((&self.0[386..482], size, self.0[482] != 0))
+    }
+
     fn is_ustar(&self) -> bool {
         &self.0[257..263] == b"ustar\0"
     }
@@ -105,7 +114,8 @@ fn signed(field: &[u8]) -> Option<i64> {
     field[1..].iter().try_fold(start, |number, byte| number.checked_mul(256)?.checked_add(i64::from(*byte)))
 }
 
-fn unsigned(field: &[u8]) -> Option<u64> {
+/// As [`signed`], not below zero.
+pub(super) fn unsigned(field: &[u8]) -> Option<u64> {
     signed(field).and_then(|n| u64::try_from(n).ok())
 }
 

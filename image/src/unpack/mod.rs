@@ -5,14 +5,16 @@
 //! planted. Where readers of tar are known to disagree (sizes given twice, `..`, data behind links), the archive is refused.
 //!
 //! The rules are those of containerd's `archive.Apply` with its overlay conversion (pkg/archive/tar.go); differences: an entry
-//! cannot replace a directory by something else, GNU and PAX sparse files are refused, device nodes are made only where
-//! [`Limits::devices`] says so, and metadata of a hard link's own entry is not applied a second time.
+//! cannot replace a directory by something else, device nodes are made only where [`Limits::devices`] says so, a directory that is made
+//! anew where the same layer takes one away shows nothing of the old one, holes of sparse files stay holes, and metadata of a hard link's
+//! own entry is not applied a second time.
 
 mod archive;
 mod header;
 mod parents;
 mod paths;
 mod pax;
+mod sparse;
 mod tree;
 mod whiteout;
 mod xattr;
@@ -42,6 +44,8 @@ pub struct Limits {
     pub max_depth: usize,
     /// Bytes of one entry's PAX header: path, link target and extended attributes together.
     pub max_header: usize,
+    /// Bytes of one sparse file, its holes with it. They take no place, but whoever reads them reads so many zeros.
+    pub max_sparse: u64,
     /// What to do with device nodes.
     pub devices: Devices,
 }
@@ -54,6 +58,7 @@ impl Default for Limits {
             max_entries: 4_000_000,
             max_depth: 128,
             max_header: 256 << 10,
+            max_sparse: 64 << 30,
             devices: Devices::Refuse,
         }
     }
@@ -193,8 +198,11 @@ impl Unpacker {
                 self.described.push((path, entry.mtime));
             }
             Kind::File => {
+                if let Some(map) = entry.sparse.as_ref().filter(|map| map.size > self.limits.max_sparse) {
+                    return Err(path.refused(format!("a sparse file of {} bytes; at most {}", map.size, self.limits.max_sparse)));
+                }
                 let file = tree::make_file(&parent_fd, name, &path)?;
-                archive.copy_data(&file, &mut self.buffer, &path)?;
+                archive.copy_data(&file, entry.sparse.as_ref(), &mut self.buffer, &path)?;
                 tree::apply_to_file(&file, entry, &path)?;
             }
             Kind::Symlink => tree::make_symlink(&parent_fd, name, entry, &path)?,

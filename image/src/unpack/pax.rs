@@ -1,9 +1,14 @@
 //! PAX extended headers (POSIX.1-2001, `pax`, "pax Extended Header"): `<length> <key>=<value>\n`, overriding fields of the next header.
 
-use super::header::{Fault, Time};
+use super::{
+    header::{Fault, Time},
+    sparse::Records,
+};
 
 /// What extended attributes are recorded under, by star, GNU tar, Go and containerd.
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+/// What GNU tar records of sparse files.
+const SPARSE_PREFIX: &[u8] = b"GNU.sparse.";
 
 /// What a PAX header says about the entry that follows it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,6 +21,7 @@ pub(super) struct Pax {
     pub(super) mtime: Option<Time>,
     /// Names without their prefix, and values.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) sparse: Option<Records>,
 }
 
 impl Pax {
@@ -26,7 +32,7 @@ impl Pax {
         while !data.is_empty() {
             let Record { key, value, rest } = record(data)?;
             data = rest;
-            if !seen.insert(key) {
+            if !seen.insert(key) && !Records::repeats(key) {
                 return Err(format!("PAX record {:?} is given twice", lossy(key)));
             }
             pax.apply(key, value)?;
@@ -35,8 +41,8 @@ impl Pax {
     }
 
     fn apply(&mut self, key: &[u8], value: &[u8]) -> Result<(), Fault> {
-        if key.starts_with(b"GNU.sparse.") {
-            return Err("a sparse file, which is not supported: write the layer without --sparse".into());
+        if let Some(key) = key.strip_prefix(SPARSE_PREFIX) {
+            return self.sparse.get_or_insert_default().add(key, value);
         }
         if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
             if name.is_empty() || name.contains(&0) || name.len() > 255 {
@@ -67,8 +73,8 @@ impl Pax {
     /// or how long they are is refused: readers that heed it would see another archive.
     pub(super) fn check_global(data: &[u8]) -> Result<(), Fault> {
         let pax = Self::parse(data)?;
-        let harmless = pax.path.is_none() && pax.link.is_none() && pax.size.is_none() && pax.xattrs.is_empty();
-        if harmless { Ok(()) } else { Err("a global PAX header that sets path, linkpath, size or attributes".into()) }
+        let harmless = pax.path.is_none() && pax.link.is_none() && pax.size.is_none() && pax.xattrs.is_empty() && pax.sparse.is_none();
+        if harmless { Ok(()) } else { Err("a global PAX header that sets path, linkpath, size, attributes or holes".into()) }
     }
 }
 
@@ -97,7 +103,7 @@ fn without_nul(key: &[u8], value: &[u8]) -> Result<Vec<u8>, Fault> {
 }
 
 /// Decimal digits and nothing else.
-fn decimal(text: &[u8]) -> Option<u64> {
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     if digits { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
 }
@@ -188,5 +194,6 @@ mod tests {
         assert_eq!(Pax::check_global(&pax_record("comment", b"0123abc")), Ok(()));
         assert!(Pax::check_global(&pax_record("size", b"0")).is_err());
         assert!(Pax::check_global(&pax_record("path", b"etc/passwd")).is_err());
+        assert!(Pax::check_global(&pax_record("GNU.sparse.size", b"5")).is_err());
     }
 }

@@ -320,6 +320,90 @@ fn archives_of_gnu_tar_are_read() {
     }
 }
 
+/// Each form of sparse files that GNU tar writes: the same content, the holes still holes.
+#[test]
+fn sparse_files_of_gnu_tar_keep_their_holes() {
+    use std::os::unix::fs::FileExt;
+    let source = tempfile::tempdir().unwrap();
+    let make = |name: &str, size: u64, pieces: u64| {
+        let file = fs::File::create(source.path().join(name)).unwrap();
+        (0..pieces).for_each(|at| file.write_all_at(&[1 + (at % 250) as u8; 4096], at * 64 * 1024).unwrap());
+        file.set_len(size).unwrap();
+    };
+    // In the header alone; in blocks behind it; a hole at the end; nothing but a hole.
+    for (name, size, pieces) in [("few", 130 << 10, 3), ("many", 20 << 20, 200), ("end", 1 << 30, 1), ("hole", 1 << 30, 0)] {
+        make(name, size, pieces);
+    }
+    fs::write(source.path().join("zz-after"), "what follows is found").unwrap();
+    for format in [
+        &["--format=gnu"][..],
+        &["--format=posix", "--sparse-version=0.0"],
+        &["--format=posix", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse-version=1.0"],
+    ] {
+        let out = Command::new("tar")
+            .args(["--sort=name", "--sparse", "-cf", "-", "."])
+            .args(format)
+            .current_dir(source.path())
+            .output()
+            .unwrap();
+        assert!(out.status.success() && out.stdout.len() < 3 << 20, "{format:?}: {} bytes", out.stdout.len());
+        let bed = Bed::new();
+        bed.unpack_with(&out.stdout, &Limits::default()).unwrap();
+        for name in ["few", "many", "end", "hole"] {
+            let (ours, theirs) = (bed.meta(name), fs::metadata(source.path().join(name)).unwrap());
+            assert_eq!((ours.len(), ours.blocks()), (theirs.len(), theirs.blocks()), "{format:?}: {name}");
+        }
+        for name in ["few", "many", "zz-after"] {
+            assert!(fs::read(bed.root().join(name)).unwrap() == fs::read(source.path().join(name)).unwrap(), "{format:?}: {name}");
+        }
+        let small = Limits { max_sparse: (1 << 30) - 1, ..Limits::default() };
+        let error = Bed::new().unpack_with(&out.stdout, &small).unwrap_err().to_string();
+        assert!(error.contains("a sparse file of 1073741824 bytes; at most 1073741823"), "{error}");
+    }
+}
+
+#[test]
+fn a_sparse_file_is_one_thing_to_every_reader() {
+    let old = |size: u64, stored: &[u8], pieces: &[(u64, u64)]| {
+        let pieces = pieces.to_vec();
+        TarBuilder::new().header(
+            move |header| {
+                header.as_mut_bytes()[257..265].copy_from_slice(b"ustar  \0");
+                header.set_path("f").unwrap();
+                header.set_entry_type(EntryType::GNUSparse);
+                let gnu = header.as_gnu_mut().unwrap();
+                for (place, (offset, length)) in gnu.sparse.iter_mut().zip(&pieces) {
+                    place.set_offset(*offset);
+                    place.set_length(*length);
+                }
+                gnu.set_real_size(size);
+            },
+            stored,
+        )
+    };
+    let bed = Bed::new();
+    bed.unpack(old(10, b"abcd", &[(1, 2), (6, 2)])).unwrap();
+    assert_eq!(fs::read(bed.root().join("f")).unwrap(), b"\0ab\0\0\0cd\0\0");
+    assert!(Bed::refusal(old(10, b"abcde", &[(1, 2), (6, 2)])).contains("5 bytes of data and a map of 4"));
+    assert!(Bed::refusal(old(10, b"abcd", &[(6, 2), (1, 2)])).contains("out of order"));
+    assert!(Bed::refusal(old(7, b"abcd", &[(1, 2), (6, 2)])).contains("beyond its end"));
+
+    let pax = |records: &[(&str, &[u8])], data: &[u8]| TarBuilder::new().pax(records).file("GNUSparseFile.1/f", data);
+    let bed = Bed::new();
+    let first = [("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.minor", b"0"), ("GNU.sparse.name", b"f"), ("GNU.sparse.realsize", b"5")];
+    let mut data = b"1\n1\n3\n".to_vec();
+    data.resize(512, 0);
+    bed.unpack(pax(&first, &[&data[..], b"abc"].concat())).unwrap();
+    assert_eq!(fs::read(bed.root().join("f")).unwrap(), b"\0abc\0");
+    assert!(Bed::refusal(pax(&first, b"1\n1\n3\nabc")).contains("cut off"));
+    assert!(Bed::refusal(pax(&first, &[&data[..], b"abcd"].concat())).contains("4 bytes of data and a map of 3"));
+    let records = [("GNU.sparse.map", &b"0,1"[..]), ("GNU.sparse.size", b"5")];
+    let link = TarBuilder::new().pax(&records).symlink("l", "t");
+    assert!(Bed::refusal(link).contains("readers disagree"));
+    assert!(Bed::refusal(TarBuilder::new().pax(&records).raw(EntryType::GNUSparse, "f", "", 1, b"x")).contains("both its header and PAX"));
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
 

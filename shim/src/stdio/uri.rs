@@ -114,6 +114,14 @@ mod tests {
         assert!(Uri::parse(&"/".repeat(MAX_URI + 1)).unwrap_err().to_string().len() < 512);
     }
 
+    #[test]
+    fn streams_of_containerds_own_are_refused_with_what_is_expected() {
+        for uri in ["ttrpc+unix:///run/containerd/s/1?streaming_id=a", "grpc+unix:///run/s?streaming_id=a"] {
+            let error = Uri::parse(uri).unwrap_err().to_string();
+            assert!(error.contains(uri) && error.contains("fifo://") && !error.contains('\n'), "{error}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_address_panics(uri in ".{0,200}") {

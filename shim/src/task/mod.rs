@@ -37,11 +37,15 @@ use sandbox::PodSandbox;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::{Notify, watch};
 
 /// Most containers of one shim.
 const MAX_CONTAINERS: usize = 1024;
+
+/// How long the `poststop` hooks of a shim that is told to end may take.
+const HOOKS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a shim is told when it is started.
 #[derive(Debug, Clone)]
@@ -101,6 +105,25 @@ impl Tasks {
         let guest = self.table().guest.take();
         if let Some(guest) = guest {
             guest.stop().await;
+        }
+    }
+
+    /// The shim is told to end while containers are there: their VM ends, and their `poststop` hooks run. containerd would have `delete` run
+    /// them; CRI-O would not.
+    pub async fn give_up(&self) {
+        self.end().await;
+        let made = |slot: &Slot| match slot {
+            Slot::Made(container) => Some(container.hooks.clone()),
+            Slot::Creating => None,
+        };
+        let hooks: Vec<_> = self.table().slots.values().filter_map(made).collect();
+        let all = async {
+            for hooks in hooks {
+                hooks.after_delete().await;
+            }
+        };
+        if tokio::time::timeout(HOOKS_TIMEOUT, all).await.is_err() {
+            log::warn!("not all poststop hooks ended within {} s", HOOKS_TIMEOUT.as_secs());
         }
     }
 

@@ -5,13 +5,22 @@ use crate::stdio::Bridge;
 use containerd_shim_protos::events::task::{TaskExecStarted, TaskExit, TaskOOM, TaskStart};
 use protobuf::{MessageField, well_known_types::timestamp::Timestamp};
 use protocol::api;
-use std::{sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::time::timeout;
 
 /// How long the agent may take to run what is prepared.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the rest of a container or pod may take to end after its first process.
 const REST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often want of memory is told at most: a guest may say it as often as it likes.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
 /// SIGKILL, as requests have it.
 const KILL: u32 = libc::SIGKILL.cast_unsigned();
 /// Exit status of a process whose end the guest does not tell.
@@ -95,10 +104,12 @@ impl Tasks {
         let request =
             api::WaitProcessRequest { container_id: process.container_id.clone(), exec_id: process.exec_id.clone(), ..Default::default() };
         let agent = container.guest.agent();
+        let told = AtomicU64::new(0);
         let error = tokio::select! {
             answer = agent.wait_process(ttrpc::context::with_timeout(0), &request) => match answer {
                 Ok(ended) => {
-                    if ended.oom_killed {
+                    // What was killed at the very end may not have been told yet.
+                    if ended.oom_kills > told.load(Ordering::Relaxed) {
                         self.report_oom(container);
                     }
                     return Exit::reported(ended.exit_status, ended.exited_at);
@@ -109,6 +120,7 @@ impl Tasks {
                 log::warn!(container = container.id; "{how}");
                 return Exit::now(KILLED);
             }
+            never = self.tell_of_memory(container, process, &told) => match never {},
         };
         if let ttrpc::Error::RpcStatus(status) = &error {
             log::error!(container = container.id, exec = process.exec_id; "wait: {}", status.message);
@@ -120,6 +132,24 @@ impl Tasks {
             container.guest.stop().await;
         }
         Exit::now(KILLED)
+    }
+
+    /// Tells of a container's want of memory as it comes, and notes how much of it was told. Ends by being dropped.
+    async fn tell_of_memory(&self, container: &Container, process: &Process, told: &AtomicU64) -> Infallible {
+        while process.exec_id.is_empty() {
+            let seen = told.load(Ordering::Relaxed);
+            let request = api::WaitOutOfMemoryRequest { container_id: container.id.clone(), seen, ..Default::default() };
+            match container.guest.agent().wait_out_of_memory(ttrpc::context::with_timeout(0), &request).await {
+                Ok(answer) if answer.kills > seen => {
+                    told.store(answer.kills, Ordering::Relaxed);
+                    self.report_oom(container);
+                    tokio::time::sleep(OOM_PAUSE).await;
+                }
+                // The container has ended, or its guest has: somebody else hears of that.
+                _ => break,
+            }
+        }
+        std::future::pending().await
     }
 
     /// Waits until all of these have ended; what has not by then is reported as killed.

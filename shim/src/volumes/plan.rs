@@ -24,6 +24,8 @@ const WRITTEN_BY_KUBELET: &[&str] =
     &["kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api"];
 /// Of a disk, in bytes.
 const SECTOR: u64 = 512;
+/// Where kubelet binds parts of volumes for a container (kubernetes pkg/volume/util/subpath): `…/pods/UID/volume-subpaths/VOLUME/CONTAINER/N`.
+const SUBPATHS: &str = "volume-subpaths";
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// One volume of a container.
@@ -133,6 +135,12 @@ fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
     }
     if kind.is_file() && is_termination_log(&mount.source) {
         return Ok(api::Volume { read_back: true, ..of(VolumeKind::COPY) });
+    }
+    if mount.source.components().any(|part| part.as_os_str() == SUBPATHS) && !mount.is_readonly() {
+        return Err(refuse(
+            mount,
+            "a part of a volume that is written to (subPath): mount the whole emptyDir, or the part read-only".to_owned(),
+        ));
     }
     let by_kubelet = component_after(&mount.source, |name| WRITTEN_BY_KUBELET.contains(&name)).is_some();
     let each_its_own = kind.is_file() && FILES.contains(&destination);
@@ -270,6 +278,19 @@ mod tests {
         fs::write(&log, "").unwrap();
         let log = one(&log, "/dev/termination-log", &["rbind", "rw"]).unwrap();
         assert!(log.read_back && kind(&log) == VolumeKind::COPY);
+    }
+
+    #[test]
+    fn a_part_of_a_config_map_is_copied_and_one_that_is_written_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("pods/0a-1b/volume-subpaths/conf/app/0");
+        fs::create_dir_all(part.parent().unwrap()).unwrap();
+        fs::write(&part, "x").unwrap();
+        // Kubelet's own volumes are read-only, and so are their parts.
+        let volume = one(&part, "/etc/app.conf", &["rbind", "rprivate", "ro"]).unwrap();
+        assert!(kind(&volume) == VolumeKind::COPY && volume.readonly);
+        let error = one(&part, "/etc/app.conf", &["rbind", "rw"]).unwrap_err().to_string();
+        assert!(error.contains("subPath") && error.contains("whole emptyDir") && !error.contains('\n'), "{error}");
     }
 
     #[test]

@@ -113,12 +113,18 @@ impl Cri {
     /// Connects to the socket of a containerd and waits until its CRI answers. Logs of containers go below `logs`.
     pub fn connect(socket: &Path, logs: &Path) -> Result<Self> {
         let cri = Self { grpc: Grpc::connect(socket)?, logs: logs.to_owned(), count: AtomicU32::new(0) };
+        cri.wait_serving()?;
+        Ok(cri)
+    }
+
+    /// Waits until it answers, at its start or after a restart of its containerd.
+    pub fn wait_serving(&self) -> Result<()> {
         let started = Instant::now();
         loop {
-            match cri.call::<_, pb::VersionResponse>("RuntimeService/Version", pb::VersionRequest::new(), SHORT) {
+            match self.call::<_, pb::VersionResponse>("RuntimeService/Version", pb::VersionRequest::new(), SHORT) {
                 Ok(version) => {
                     ensure!(version.runtime_name == "containerd", "{version}");
-                    return Ok(cri);
+                    return Ok(());
                 }
                 Err(error) if started.elapsed() > SHORT => return Err(error.context("waiting for the CRI")),
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
@@ -135,6 +141,18 @@ impl Cri {
         let request = pb::PullImageRequest { image: MessageField::some(image_spec(image)), ..Default::default() };
         let answer: pb::PullImageResponse = self.call("ImageService/PullImage", request, SHORT)?;
         ensure!(!answer.image_ref.is_empty(), "no image reference for {image}");
+        Ok(())
+    }
+
+    /// Stops and removes every pod that it knows, as kubelet does with those that nobody wants.
+    pub fn remove_all(&self) -> Result<()> {
+        let list: pb::ListPodSandboxResponse = self.call("RuntimeService/ListPodSandbox", pb::Empty::new(), SHORT)?;
+        for pod in list.items {
+            for method in ["StopPodSandbox", "RemovePodSandbox"] {
+                let request = pb::PodSandboxRequest { pod_sandbox_id: pod.id.clone(), ..Default::default() };
+                self.call::<_, pb::Empty>(&format!("RuntimeService/{method}"), request, SHORT)?;
+            }
+        }
         Ok(())
     }
 
@@ -226,8 +244,13 @@ impl Pod<'_> {
     /// Creates a container and starts it.
     pub fn start(&self, spec: &ContainerSpec<'_>) -> Result<String> {
         let id = self.create(spec)?;
-        self.of_container::<pb::Empty>("StartContainer", &id, 0)?;
+        self.start_created(&id)?;
         Ok(id)
+    }
+
+    /// Starts a container that was created.
+    pub fn start_created(&self, id: &str) -> Result<()> {
+        self.of_container::<pb::Empty>("StartContainer", id, 0).map(drop)
     }
 
     /// Runs a container to its end: its exit code.
@@ -327,6 +350,16 @@ impl Pod<'_> {
         let answer: pb::PodSandboxStatusResponse = self.of_pod("PodSandboxStatus")?;
         let ready = answer.status.state.enum_value() == Ok(pb::PodSandboxState::SANDBOX_READY);
         Ok((ready, answer.status.network.ip.clone()))
+    }
+
+    /// Stops the pod with all that runs in it.
+    pub fn stop(&self) -> Result<()> {
+        self.of_pod::<pb::Empty>("StopPodSandbox").map(drop)
+    }
+
+    /// Removes the pod, which has been stopped.
+    pub fn remove(&self) -> Result<()> {
+        self.of_pod::<pb::Empty>("RemovePodSandbox").map(drop)
     }
 
     /// Stops the pod, twice as kubelet may, and removes it.

@@ -31,6 +31,7 @@ pub fn before_the_sandbox_every_port_is_closed(bed: &HostileBed) -> Result<()> {
             ("StartProcess", &container),
             ("SignalProcess", &container),
             ("WaitProcess", &container),
+            ("WaitOutOfMemory", &container),
             ("DeleteProcess", &container),
             ("ResizePty", &container),
             ("ListProcesses", &container),

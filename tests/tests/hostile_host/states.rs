@@ -37,7 +37,7 @@ const DONE: Option<Code> = Some(Code::OK);
 const DENIED: Option<Code> = Some(Code::PERMISSION_DENIED);
 
 //                       absent   created  running  paused   stopped  deleted
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     ("CreateSandbox", all(Code::FAILED_PRECONDITION)),
     (
         "CreateContainer",
@@ -51,6 +51,7 @@ const ROWS: [Row; 16] = [
     ("StartProcess of no exec", all(Code::NOT_FOUND)),
     ("SignalProcess", all(Code::PERMISSION_DENIED)),
     ("WaitProcess", [MISSING, None, None, None, DONE, MISSING]),
+    ("WaitOutOfMemory", [MISSING, None, None, None, WRONG, MISSING]),
     ("DeleteProcess", [MISSING, None, WRONG, WRONG, None, MISSING]),
     ("ResizePty", [MISSING, WRONG, WRONG, WRONG, WRONG, MISSING]),
     ("ListProcesses", [MISSING, DONE, DONE, DONE, DONE, MISSING]),

@@ -45,8 +45,8 @@ fn refusal(code: Code, text: &str) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(get_status(code, text))
 }
 
-/// How a process ended: its exit status, and whether it was for want of memory. `None` while it runs.
-type Ended = Option<(u32, bool)>;
+/// How a process ended: its exit status, and the kills for want of memory. `None` while it runs.
+type Ended = Option<(u32, u64)>;
 
 /// What the agent is asked for, and how it behaves.
 #[derive(Default)]
@@ -61,6 +61,8 @@ pub struct Script {
     pub copies: Mutex<Vec<String>>,
     /// Boots and stops of VMs.
     pub machines: Mutex<Vec<String>>,
+    /// Kills for want of memory of every container that runs.
+    pub kills: watch::Sender<u64>,
     exits: Mutex<HashMap<String, watch::Sender<Ended>>>,
 }
 
@@ -79,7 +81,7 @@ impl Script {
     /// Ends a process of the guest.
     pub fn end(&self, container: &str, exec: &str, status: u32, oom: bool) {
         if let Some(exit) = self.exits.lock().unwrap().get(&format!("{container}/{exec}")) {
-            exit.send_replace(Some((status, oom)));
+            exit.send_replace(Some((status, u64::from(oom))));
         }
     }
 }
@@ -120,8 +122,13 @@ impl Agent for FakeAgent {
         let key = format!("{}/{}", r.container_id, r.exec_id);
         let mut exit = self.0.exits.lock().unwrap()[&key].subscribe();
         let ended = *exit.wait_for(Option::is_some).await.unwrap();
-        let (exit_status, oom_killed) = ended.unwrap();
-        Ok(api::WaitProcessResponse { exit_status, oom_killed, ..Default::default() })
+        let (exit_status, oom_kills) = ended.unwrap();
+        Ok(api::WaitProcessResponse { exit_status, oom_kills, ..Default::default() })
+    }
+
+    async fn wait_out_of_memory(&self, _: &TtrpcContext, r: api::WaitOutOfMemoryRequest) -> ttrpc::Result<api::WaitOutOfMemoryResponse> {
+        let kills = *self.0.kills.subscribe().wait_for(|kills| *kills > r.seen).await.unwrap();
+        Ok(api::WaitOutOfMemoryResponse { kills, ..Default::default() })
     }
 
     async fn signal_process(&self, _: &TtrpcContext, r: api::SignalProcessRequest) -> ttrpc::Result<api::Empty> {

@@ -130,6 +130,21 @@ async fn a_failing_hook_at_the_end_keeps_nothing() {
 }
 
 #[tokio::test]
+async fn a_shim_that_is_told_to_end_runs_what_is_owed() {
+    let bench = Bench::new().await;
+    let request = bench.lone("c");
+    add_hooks(&bench, &request, "", true);
+    bench.tasks.create(request).await.unwrap();
+    bench.tasks.start("c", "").await.unwrap();
+    for _ in 0..2 {
+        bench.tasks.give_up().await;
+    }
+    assert_eq!(names(&bench), LISTS, "once");
+    assert_eq!(bench.machines().last().unwrap(), "stop");
+    assert!(!bench.bundle("c").join("poststop-owed").exists());
+}
+
+#[tokio::test]
 async fn a_hook_that_cannot_be_one_starts_no_vm() {
     let bench = Bench::new().await;
     let request = bench.lone("c");

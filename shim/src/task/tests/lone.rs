@@ -158,6 +158,26 @@ async fn want_of_memory_is_told_before_the_end() {
 }
 
 #[tokio::test]
+async fn want_of_memory_is_told_while_the_container_lives_on() {
+    let bench = Bench::new().await;
+    bench.tasks.create(bench.lone("c")).await.unwrap();
+    bench.tasks.start("c", "").await.unwrap();
+    bench.script.kills.send_replace(1);
+    let told = async {
+        while !bench.bundle("c").join("oom").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), told).await.unwrap();
+    assert_eq!(bench.tasks.process("c", "").unwrap().state(), State::Running);
+    assert_eq!(bench.topics().await, ["create", "start", "oom"]);
+    // What was told is not told again with the end.
+    bench.script.end("c", "", KILLED, true);
+    bench.tasks.process("c", "").unwrap().wait().await;
+    assert_eq!(bench.topics().await, ["create", "start", "oom", "exit"]);
+}
+
+#[tokio::test]
 async fn signals_by_state() {
     let bench = Bench::new().await;
     let tasks = &bench.tasks;

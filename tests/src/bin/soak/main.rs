@@ -1,7 +1,9 @@
-//! `make soak`: does anything of ours grow? Sandboxes one after the other, as many side by side as memory allows, and execs in one
-//! container that stays; descriptors, threads and memory of every process of ours before and after.
+//! `make soak`: does anything of ours grow? Sandboxes one after the other, as many side by side as memory allows, execs in one container that
+//! stays, and a GiB of output; descriptors, threads and memory of every process of ours before and after. Then an image of four times its
+//! guest's memory, and kill -9 of everybody in every call of a pod's life.
 //!
-//! Takes the number of sandboxes and of execs; 200 and 500 unless said otherwise. Fails where something grew.
+//! Takes the number of sandboxes and of execs, 200 and 500 unless said otherwise; or the word `matrix`, for the deaths alone. Fails where something
+//! grew or was left.
 
 #![allow(clippy::print_stdout, reason = "it reports to the terminal")]
 
@@ -9,17 +11,21 @@ mod census;
 
 use std::fs;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use census::{Census, Growth};
 use tests::bed::{Bed, POLICY, Setup};
-use tests::configuration::Initdata;
+use tests::configuration::{Configuration, Initdata};
 use tests::ctr::{BOOT, Run};
+use tests::matrix::{Matrix, cells};
 use tests::oci::Image;
-use tests::{memory, place};
+use tests::{flood, large, memory, place};
 
 const SANDBOXES: usize = 200;
 const EXECS: usize = 500;
+/// Blocks of a little more than a MiB: a GiB of output.
+const FLOOD: usize = 1024;
 /// After so many of each, caches and heaps have their size.
 const WARM: usize = 5;
 /// Memory of one VM and what runs beside it, in MiB: the guest's own 512 and QEMU's.
@@ -39,6 +45,9 @@ fn main() -> ExitCode {
 }
 
 fn soak() -> Result<Vec<Growth>> {
+    if std::env::args().nth(1).as_deref() == Some("matrix") {
+        return matrix().map(|()| Vec::new());
+    }
     let number = |position: usize, usual: usize| match std::env::args().nth(position) {
         Some(text) => text.parse().with_context(|| format!("'{text}' is no number")),
         None => Ok(usual),
@@ -51,7 +60,28 @@ fn soak() -> Result<Vec<Growth>> {
     ended?;
     println!("\n{:44} {:>9} {:>9}", "", "before", "after");
     growths.iter().for_each(|growth| println!("{growth}"));
+    matrix()?;
     Ok(growths)
+}
+
+/// Everybody dies at every call, each time in the life of another pod, on the containerd that is asked for pods by most, and on the newest.
+fn matrix() -> Result<()> {
+    for containerd in ["1.7", "2"] {
+        let bed = Bed::start_with_cri(&Setup { name: "smx", containerd })?;
+        let matrix = Matrix::new(&bed)?;
+        let mut failed = Vec::new();
+        for (step, victim) in cells() {
+            let result = matrix.cell(step, victim);
+            println!(
+                "containerd {containerd}: {victim:?} dies at {step:?}: {}",
+                result.as_ref().map_or_else(|e| format!("{e:#}"), |()| "ok".into())
+            );
+            failed.extend(result.err());
+        }
+        bed.end()?;
+        ensure!(failed.is_empty(), "{} cells of the matrix failed, see above", failed.len());
+    }
+    Ok(())
 }
 
 struct Soak<'a> {
@@ -71,6 +101,8 @@ impl<'a> Soak<'a> {
         let mut growths = self.in_sequence(sandboxes)?;
         self.side_by_side()?;
         growths.extend(self.execs(execs)?);
+        self.flood()?;
+        self.larger_than_memory()?;
         Ok(growths)
     }
 
@@ -109,6 +141,23 @@ impl<'a> Soak<'a> {
             one.finish(BOOT * 4)?;
         }
         ids.iter().try_for_each(|id| self.bed.nothing_of(id))
+    }
+
+    /// A GiB through standard output, each byte in its place.
+    fn flood(&self) -> Result<()> {
+        let (reference, id) = (self.bed.plain(&flood::image()?, "flood")?, self.bed.id("flood"));
+        println!("a GiB of output: {:?}", flood::run(self.bed, &reference, &id, FLOOD)?);
+        self.bed.nothing_of(&id)
+    }
+
+    /// 2 GiB in a guest of 512 MiB.
+    fn larger_than_memory(&self) -> Result<()> {
+        let configuration = Configuration { scratch_mib: 4096, ..self.bed.configuration.clone() };
+        configuration.write(&self.bed.configuration_file())?;
+        let started = Instant::now();
+        large::starts(self.bed, 2 << 30, BOOT * 4)?;
+        println!("an image of 2 GiB ran in a guest of 512 MiB, made, pushed and pulled, in {:.0} s", started.elapsed().as_secs_f32());
+        Ok(())
     }
 
     /// Processes come and go in a container that stays: the shim must not grow.
