@@ -50,6 +50,9 @@ enum Command {
     /// Make and inspect initdata: the owner's configuration, whose digest is attested
     #[command(subcommand)]
     Initdata(commands::initdata::Initdata),
+    /// Write, explain, compare and check policies: what the host may ask of a guest
+    #[command(subcommand)]
+    Policy(Box<commands::policy::Command>),
     /// Check the node's configuration
     #[command(subcommand)]
     Config(commands::config::Config),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::run(&args),
         Command::Snapshotter(args) => commands::snapshotter::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Initdata(command) => commands::initdata::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Policy(command) => commands::policy::run(&command),
         Command::Config(command) => commands::config::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Completion(args) => commands::completion::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Man(args) => commands::man::run(&args).map(|()| ExitCode::SUCCESS),

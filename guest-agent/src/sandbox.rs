@@ -229,6 +229,11 @@ impl Place {
         }
     }
 
+    /// Which one of the policy's containers it is.
+    pub fn id(&self) -> Option<PlaceId> {
+        self.id
+    }
+
     /// May its container have this at the workload API, beside what all may?
     pub fn has_secret(&self, name: &str) -> bool {
         self.id.is_some_and(|id| self.sandbox.ledger().rule(id).is_some_and(|rule| rule.has_secret(name)))

@@ -11,8 +11,9 @@
 //! cwd = "/srv"                       # absent: the image's
 //! drop_capabilities = ["ALL"]        # from the runtime's default set
 //! add_capabilities = ["CAP_NET_BIND_SERVICE"]
-//! mounts = ["/cache"]                # tmpfs, by destination
-//! files = ["/etc/app.toml=sha256:…", "/etc/tls"]  # copied in: this content, or anything below this path
+//! mounts = ["/cache", "/etc/app"]    # something empty (tmpfs, emptyDir), or a directory of what `files` says
+//! shared = ["/cache=scratch"]        # the same directory as whatever container has `scratch`; any other is its own
+//! files = ["/etc/app/a.toml=sha256:…", "/etc/tls"] # copied in: this content must be there, anything may be at and below a path
 //! read_only = true                   # root file system
 //! no_new_privileges = true
 //! terminal = false
@@ -23,8 +24,9 @@
 //! ```
 
 use crate::{
+    copied::{Copied, FileRules, check_entry},
     rules::{AllowRules, ImageRule, PolicyError, repository, short},
-    workload::{Denial, Overrides, Stdio, covers_env, covers_file, covers_secret, env_entry, list},
+    workload::{Denial, Overrides, Stdio, covers_env, covers_secret, env_entry, list},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -54,7 +56,7 @@ const RUNTIMES_CHOICE: [&str; 5] = ["CAP_AUDIT_WRITE", "CAP_MKNOD", "CAP_NET_RAW
 const MAX_ENTRIES: usize = 1024;
 
 /// One container of the pod.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a key of the file")]
 pub struct ContainerRule {
@@ -68,7 +70,7 @@ pub struct ContainerRule {
     /// `NAME=value`, or a name that may have any value.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
-    /// `uid[:gid[:group,…]]`; `None` is the image's own.
+    /// `uid[:[gid][:group,…]]`; without a gid, the groups that the image gives that user. `None` is the image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Working directory; `None` is the image's own.
@@ -80,10 +82,15 @@ pub struct ContainerRule {
     /// Out of the default set, or `ALL`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drop_capabilities: Vec<String>,
-    /// Destinations of tmpfs mounts, with options where they are not the usual ones.
+    /// Destinations of what is mounted empty (tmpfs, emptyDir), with options where they are not the usual ones; and of directories that are
+    /// copied in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<String>,
-    /// Files that are copied into it: `path=sha256:…`, or a path below which anything may be.
+    /// `path=name` of those that are empty directories which several containers have, or one has at several places: the same for the same
+    /// name. Any other is of this container alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<String>,
+    /// Files that are copied into it: `path=sha256:…`, which must be there, or a path at and below which anything may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<String>,
     /// What it may have at the workload API, beside what all may: `kbs:///…`, with `*` at its end for any, `token`, `evidence`.
@@ -137,10 +144,16 @@ pub struct Wanted {
     pub env: Vec<String>,
     /// `uid:gid` with `:group,…` for further groups.
     pub user: String,
+    /// The same without what the image gives the user by itself: `uid` or `uid::group,…`. `None` where the group is another.
+    pub user_of_image: Option<String>,
     /// Working directory.
     pub cwd: String,
     /// What of this is not the image's.
     pub overrides: Overrides,
+    /// Which directory of the machine's is at each place that is an empty directory: the same name for the same one.
+    pub empty: Vec<(String, String)>,
+    /// What the host has copied in, each at its own place.
+    pub copied: Vec<Copied>,
     /// Streams.
     pub stdio: Stdio,
 }
@@ -163,7 +176,16 @@ impl ContainerRule {
             return bad("name: empty".into());
         }
         self.image.check("container.image")?;
-        let lists = [&self.secrets, &self.env, &self.add_capabilities, &self.drop_capabilities, &self.mounts, &self.files, &self.sysctls];
+        let lists = [
+            &self.shared,
+            &self.secrets,
+            &self.env,
+            &self.add_capabilities,
+            &self.drop_capabilities,
+            &self.mounts,
+            &self.files,
+            &self.sysctls,
+        ];
         if lists.iter().any(|list| list.len() > MAX_ENTRIES) || self.args.as_ref().is_some_and(|args| args.len() > MAX_ENTRIES) {
             return bad(format!("more than {MAX_ENTRIES} entries in a list"));
         }
@@ -173,9 +195,14 @@ impl ContainerRule {
         if let Some(entry) = self.env.iter().find(|entry| entry.is_empty() || entry.starts_with('=')) {
             return bad(format!("env: {:?} has no name", short(entry)));
         }
-        if self.user.as_ref().is_some_and(|user| user.split([':', ',']).any(|id| id.parse::<u32>().is_err())) {
-            return bad("user: expected numbers, uid[:gid[:group,…]]".into());
+        if self.user.as_ref().is_some_and(|user| !is_user(user)) {
+            return bad("user: expected numbers, uid[:[gid][:group,…]]".into());
         }
+        let is_mount = |path: &str| self.mounts.iter().any(|mount| mount.split(':').next() == Some(path));
+        if let Some(entry) = self.shared.iter().find(|entry| !entry.split_once('=').is_some_and(|(p, n)| is_mount(p) && !n.is_empty())) {
+            return bad(format!("shared: {:?}: expected path=name, with the path among mounts", short(entry)));
+        }
+        self.files.iter().try_for_each(|entry| check_entry(&format!("container {:?}: files", short(&self.name)), entry))?;
         let mut capabilities = self.add_capabilities.iter().chain(&self.drop_capabilities);
         if let Some(name) = capabilities.find(|name| !name.starts_with("CAP_") && *name != "ALL") {
             return bad(format!("capability {:?}: expected CAP_… or ALL", short(name)));
@@ -195,15 +222,9 @@ impl ContainerRule {
             found.add(format!("command line {}", list(&wanted.args)), "args", &list(&wanted.args));
         }
         self.environment(wanted, allow, &mut found);
-        let same_user = match self.user.as_deref() {
+        let same_user = match &self.user {
             None => overrides.user.is_none(),
-            Some(user) if user.contains(':') => user == wanted.user,
-            // The group is then the user's own in the image, or 0 where the host could not look it up.
-            Some(uid) => match wanted.user.strip_prefix(uid) {
-                Some(":0") => true,
-                Some(group) => group.starts_with(':') && overrides.user.is_none(),
-                None => false,
-            },
+            Some(user) => *user == wanted.user || wanted.user_of_image.as_ref() == Some(user),
         };
         if !same_user && !allow.user.allows(|allowed| *allowed == wanted.user) {
             found.add(format!("user {}", short(&wanted.user)), "user", &format!("{:?}", short(&wanted.user)));
@@ -213,7 +234,7 @@ impl ContainerRule {
             found.add(format!("working directory {}", short(&wanted.cwd)), "cwd", &format!("{:?}", short(&wanted.cwd)));
         }
         self.capabilities(overrides, allow, &mut found);
-        found.both_ways("mount at", "mounts", &self.mounts, &overrides.mounts, |mount| allow.mounts.allows(|m| m == mount));
+        self.mounts(wanted, allow, &mut found);
         let sysctls: Vec<String> = overrides.sysctls.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let allowed = |sysctl: &String| sysctl.split_once('=').is_some_and(|(n, v)| allow.sysctls.allows(|entry| covers_env(entry, n, v)));
         found.both_ways("sysctl", "sysctls", &self.sysctls, &sysctls, allowed);
@@ -270,14 +291,39 @@ impl ContainerRule {
         }
     }
 
+    /// The name under which others have the empty directory at this place; none where it is its own.
+    pub(crate) fn shared_as(&self, destination: &str) -> Option<&str> {
+        self.shared.iter().filter_map(|entry| entry.split_once('=')).find(|(path, _)| *path == destination).map(|(_, name)| name)
+    }
+
     /// May it have this at the workload API?
     pub fn has_secret(&self, name: &str) -> bool {
         self.secrets.iter().any(|entry| covers_secret(entry, name))
     }
 
-    /// May this file be copied in?
-    pub(crate) fn takes_file(&self, path: &str, digest: &str) -> bool {
-        self.files.iter().any(|entry| covers_file(entry, path, digest))
+    /// What is mounted and what is in it. A directory of copied files is a mount like an empty one.
+    fn mounts(&self, wanted: &Wanted, allow: &AllowRules, found: &mut Differences<'_>) {
+        let mounts = &wanted.overrides.mounts;
+        let listed = |copied: &&Copied| self.mounts.contains(&copied.destination);
+        let all: Vec<String> = mounts.iter().cloned().chain(wanted.copied.iter().filter(listed).map(|c| c.destination.clone())).collect();
+        found.both_ways("mount at", "mounts", &self.mounts, &all, |mount| allow.mounts.allows(|m| m == mount));
+        let rules = FileRules { allow, containers: std::slice::from_ref(self) };
+        found.list.extend(wanted.copied.iter().filter_map(|copied| rules.check(copied).err()));
+        for entry in FileRules::missing(self, &wanted.copied, mounts) {
+            let path = entry.split('=').next().unwrap_or_default();
+            found.add(format!("without file {}", short(path)), "files", "it no longer, if it is not needed,");
+        }
+    }
+}
+
+/// `uid[:[gid][:group,…]]`, in numbers.
+fn is_user(text: &str) -> bool {
+    let number = |text: &str| text.parse::<u32>().is_ok();
+    match *text.splitn(3, ':').collect::<Vec<_>>() {
+        [uid] => number(uid),
+        [uid, gid] => number(uid) && number(gid),
+        [uid, gid, groups] => number(uid) && (gid.is_empty() || number(gid)) && groups.split(',').all(number),
+        _ => false,
     }
 }
 

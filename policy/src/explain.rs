@@ -68,7 +68,13 @@ fn describe(rule: &ContainerRule, lines: &mut Vec<String>) {
     }
     rule.add_capabilities.iter().for_each(|capability| says(format!("has the capability {capability}")));
     rule.drop_capabilities.iter().for_each(|capability| says(format!("lacks the capability {capability}")));
-    rule.mounts.iter().for_each(|mount| says(format!("has an empty tmpfs at {mount}")));
+    for mount in &rule.mounts {
+        let filled = rule.files.iter().any(|file| file.strip_prefix(mount.as_str()).is_some_and(|rest| rest.starts_with('/')));
+        says(if filled { format!("has a directory of such files at {mount}") } else { format!("has something empty mounted at {mount}") });
+    }
+    for (path, name) in rule.shared.iter().filter_map(|entry| entry.split_once('=')) {
+        says(format!("has at {path} the directory {name:?}, with whoever else has it"));
+    }
     rule.sysctls.iter().for_each(|sysctl| says(format!("has the kernel parameter {sysctl}")));
     rule.secrets.iter().for_each(|secret| says(format!("may have {secret} at the workload API")));
     for file in &rule.files {
@@ -97,11 +103,14 @@ fn allowed(allow: &AllowRules, lines: &mut Vec<String>) {
     each(&allow.user, lines, "choose any user", |user| format!("choose the user {user}"));
     each(&allow.cwd, lines, "choose any working directory", |cwd| format!("choose the working directory {cwd}"));
     each(&allow.capabilities, lines, "add any capability", |capability| format!("add the capability {capability}"));
-    each(&allow.mounts, lines, "mount a tmpfs anywhere", |mount| format!("mount a tmpfs at {mount}"));
+    each(&allow.mounts, lines, "mount something empty anywhere", |mount| format!("mount something empty at {mount}"));
     each(&allow.devices, lines, "give containers any disk", |path| format!("give containers a disk at {path}"));
     each(&allow.port_forward, lines, "connect to any port of the pod", |port| format!("connect to port {port} of the pod"));
     each(&allow.sysctls, lines, "set any kernel parameter of the IPC namespace", |sysctl| format!("set {sysctl}"));
-    each(&allow.copy_in, lines, "copy any file into containers", |file| format!("copy in {file}"));
+    each(&allow.copy_in, lines, "copy any file into containers", |file| match file.split_once("=sha256:") {
+        Some((path, digest)) => format!("copy in {path} with the content sha256:{digest}"),
+        None => format!("copy any files to {file}"),
+    });
     each(&allow.exec, lines, "run any further command in a container", |args| format!("run {args:?} in a container"));
     each(&allow.signals, lines, "send any signal", |signal| format!("send signal {signal}"));
     match &allow.secrets {
@@ -187,5 +196,8 @@ mod tests {
             let changed = Policy::parse(&format!("{base}[allow]\n{key} = {other}\n")).unwrap();
             assert!(!difference(&plain, &changed).is_empty(), "{key}");
         }
+        let mounted = Policy::parse(&format!("{base}mounts = [\"/m\"]\n")).unwrap();
+        let shared = Policy::parse(&format!("{base}mounts = [\"/m\"]\nshared = [\"/m=x\"]\n")).unwrap();
+        assert_eq!(difference(&mounted, &shared), ["+ Container \"api\" has at /m the directory \"x\", with whoever else has it."]);
     }
 }

@@ -5,9 +5,10 @@
 
 use crate::{
     container::{ContainerRule, Wanted},
-    rules::short,
+    rules::{AllowRules, short},
     workload::{Denial, Policy},
 };
+use std::collections::BTreeMap;
 
 /// The place of one `[[container]]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +26,15 @@ struct Place {
 pub struct Ledger {
     policy: Policy,
     places: Vec<Place>,
+    /// Empty directories of the machine, and which of the policy's each is.
+    directories: BTreeMap<String, Directory>,
+}
+
+/// An empty directory of the policy: one that has a name, or what is at a place of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Directory {
+    Shared(String),
+    Own(usize, String),
 }
 
 /// A taken place; to be given back by [`Ledger::give_back`] or [`Ledger::deleted`].
@@ -35,31 +45,47 @@ impl Ledger {
     /// Nothing has been made.
     pub fn new(policy: Policy) -> Self {
         let places = vec![Place::default(); policy.containers().len()];
-        Self { policy, places }
+        Self { policy, places, directories: BTreeMap::new() }
     }
 
     /// Takes the place of a container. `None` where the policy lists no containers: then only its overrides were asked about.
     pub fn admit(&mut self, wanted: &Wanted) -> Result<Option<PlaceId>, Denial> {
         let Some(allow) = self.policy.closed() else { return Ok(None) };
-        let rules = self.policy.containers();
-        if rules.is_empty() {
+        if self.policy.containers().is_empty() {
             self.policy.overrides(&wanted.overrides)?;
             self.policy.stdio(wanted.stdio)?;
+            wanted.copied.iter().try_for_each(|copied| self.policy.copied(copied, None))?;
             return Ok(None);
         }
+        let (index, directories) = self.place(wanted, allow).map_err(|denials| {
+            denials.into_iter().next().unwrap_or_else(|| refuse("a container", "the policy lists none", "add a [[container]]"))
+        })?;
+        self.directories = directories;
+        self.places[index] = Place { taken: self.places[index].taken + 1, live: true, ended: None };
+        Ok(Some(PlaceId(index)))
+    }
+
+    /// Everything for which a container that is not admitted would have to differ, to be the one of the policy that it is nearest to.
+    pub fn refusals(&self, wanted: &Wanted) -> Vec<Denial> {
+        let Some(allow) = self.policy.closed() else { return Vec::new() };
+        if self.policy.containers().is_empty() {
+            let overrides = [self.policy.overrides(&wanted.overrides), self.policy.stdio(wanted.stdio)];
+            let copied = wanted.copied.iter().map(|copied| self.policy.copied(copied, None));
+            return overrides.into_iter().chain(copied).filter_map(Result::err).collect();
+        }
+        self.place(wanted, allow).err().unwrap_or_default()
+    }
+
+    /// The place that a container can have, with the directories as they are then; or what is against it.
+    fn place(&self, wanted: &Wanted, allow: &AllowRules) -> Result<(usize, BTreeMap<String, Directory>), Vec<Denial>> {
         let mut nearest: Option<Vec<Denial>> = None;
         let mut unavailable = None;
-        for (index, rule) in rules.iter().enumerate() {
+        for (index, rule) in self.policy.containers().iter().enumerate() {
             let differences = rule.differences(wanted, allow);
             if differences.is_empty() {
-                match self.available(index) {
-                    Ok(()) => {
-                        self.places[index].taken += 1;
-                        self.places[index].live = true;
-                        self.places[index].ended = None;
-                        return Ok(Some(PlaceId(index)));
-                    }
-                    Err(denial) => unavailable = unavailable.or(Some(denial)),
+                match self.available(index).and_then(|()| self.directories(index, wanted)) {
+                    Ok(directories) => return Ok((index, directories)),
+                    Err(denial) => unavailable = unavailable.or(Some(vec![denial])),
                 }
             } else {
                 // An entry for another image says less than one that differs in a variable.
@@ -69,8 +95,27 @@ impl Ledger {
                 }
             }
         }
-        let nearest = nearest.and_then(|list| list.into_iter().next());
-        Err(unavailable.or(nearest).unwrap_or_else(|| refuse("a container", "the policy lists none", "add a [[container]]")))
+        Err(unavailable.or(nearest).unwrap_or_default())
+    }
+
+    /// Whether the container shares its empty directories with those with which it is to, and with no other: a host could let one container
+    /// fill what another one trusts.
+    fn directories(&self, index: usize, wanted: &Wanted) -> Result<BTreeMap<String, Directory>, Denial> {
+        let rule = &self.policy.containers()[index];
+        let mut all = self.directories.clone();
+        for (destination, name) in &wanted.empty {
+            let own = || Directory::Own(index, destination.clone());
+            let directory = rule.shared_as(destination).map_or_else(own, |name| Directory::Shared(name.to_owned()));
+            let is_other = all.get(name).is_some_and(|known| *known != directory);
+            if is_other || all.iter().any(|(other, known)| *known == directory && other != name) {
+                let asked = format!("the directory at {} of container {:?}", short(destination), short(&rule.name));
+                let rule = if is_other { "it is another one's" } else { "it is to be the one that another has" };
+                let remedy = format!("put \"{}=NAME\" into shared, with one NAME wherever it is the same", short(destination));
+                return Err(refuse(&asked, rule, &remedy));
+            }
+            all.insert(name.clone(), directory);
+        }
+        Ok(all)
     }
 
     /// Whether the place may be taken now.
@@ -121,15 +166,14 @@ impl Ledger {
 
     /// What the container that has this place is.
     pub fn rule(&self, id: PlaceId) -> Option<&ContainerRule> {
-        self.policy.containers().get(id.0)
+        self.policy.container(id)
     }
+}
 
-    /// May the host copy this file into the container that has this place?
-    pub fn copy_in(&self, id: Option<PlaceId>, path: &str, digest: &str) -> Result<(), Denial> {
-        if id.and_then(|id| self.rule(id)).is_some_and(|rule| rule.takes_file(path, digest)) {
-            return Ok(());
-        }
-        self.policy.copy_in(path, digest)
+impl Policy {
+    /// What the container that has this place is.
+    pub(crate) fn container(&self, id: PlaceId) -> Option<&ContainerRule> {
+        self.containers().get(id.0)
     }
 }
 
@@ -209,6 +253,36 @@ mod tests {
     }
 
     #[test]
+    fn empty_directories_are_shared_as_the_owner_says() {
+        let (cache, both) = ("mounts = [\"/cache\"]", "mounts = [\"/cache\"]\nshared = [\"/cache=x\"]");
+        let with = |letter, directory: &str| {
+            let overrides = crate::Overrides { mounts: vec!["/cache".into()], ..crate::Overrides::default() };
+            Wanted { overrides, empty: vec![("/cache".into(), directory.into())], ..wanted(letter) }
+        };
+        for (one, two, same, other) in [(cache, cache, false, true), (both, both, true, false), (cache, both, false, true)] {
+            let mut pod = ledger("", &[('a', &format!("{one}\nrestart = true")), ('b', two)]);
+            let first = pod.admit(&with('a', "d1")).unwrap().unwrap();
+            assert_eq!(pod.clone().admit(&with('b', "d1")).is_ok(), same, "{one} {two}");
+            assert_eq!(pod.clone().admit(&with('b', "d2")).is_ok(), other, "{one} {two}");
+            pod.deleted(first);
+            assert!(pod.clone().admit(&with('a', "d1")).is_ok(), "it is there again after its end");
+            let text = pod.admit(&with('a', "d3")).unwrap_err().to_string();
+            assert!(text.contains("/cache=NAME") && !text.contains('\n'), "{text}");
+        }
+        let twice = "mounts = [\"/cache\", \"/c\"]";
+        let of = |first: &str, second: &str| {
+            let overrides = crate::Overrides { mounts: vec!["/cache".into(), "/c".into()], ..crate::Overrides::default() };
+            let empty = vec![("/cache".into(), first.into()), ("/c".into(), second.into())];
+            Wanted { overrides, empty, ..wanted('a') }
+        };
+        assert!(ledger("", &[('a', twice)]).admit(&of("d1", "d1")).is_err());
+        assert!(ledger("", &[('a', twice)]).admit(&of("d1", "d2")).is_ok());
+        let twice = format!("{twice}\nshared = [\"/cache=x\", \"/c=x\"]");
+        assert!(ledger("", &[('a', &twice)]).admit(&of("d1", "d1")).is_ok());
+        assert!(ledger("", &[('a', &twice)]).admit(&of("d1", "d2")).is_err());
+    }
+
+    #[test]
     fn two_of_one_image_are_told_apart_by_what_they_run() {
         let text =
             |name: &str, args: &str| format!("[[container]]\nname = {name:?}\nargs = [{args:?}]\nimage.digest = {:?}\n", digest('a'));
@@ -218,19 +292,5 @@ mod tests {
         assert!(ledger.admit(&run("/2")).is_err());
         ledger.admit(&run("/1")).unwrap();
         assert!(ledger.admit(&run("/3")).unwrap_err().to_string().contains("command line [\"/3\"]"));
-    }
-
-    #[test]
-    fn files_are_bound_by_path_or_content() {
-        let entry = format!("files = [\"/etc/app.toml={}\", \"/etc/tls\"]", digest('f'));
-        let mut ledger = ledger("", &[('a', &entry)]);
-        let place = ledger.admit(&wanted('a')).unwrap();
-        assert!(ledger.copy_in(place, "/etc/app.toml", &digest('f')).is_ok());
-        assert!(ledger.copy_in(place, "/etc/tls/key.pem", &digest('0')).is_ok());
-        for (path, letter) in [("/etc/app.toml", '0'), ("/etc/tlsx", 'f'), ("/etc/tls/../passwd", 'f'), ("/etc", 'f')] {
-            let text = ledger.copy_in(place, path, &digest(letter)).unwrap_err().to_string();
-            assert!(text.contains("allow.copy_in"), "{text}");
-        }
-        assert!(ledger.copy_in(None, "/etc/tls/key.pem", &digest('0')).is_err(), "of another container");
     }
 }

@@ -15,11 +15,13 @@ pub mod ledger;
 pub mod workload;
 
 mod allow;
+mod copied;
 mod digest;
 mod rules;
 
 pub use allow::Allow;
 pub use container::{ContainerRule, DEFAULT_CAPABILITIES, Image, Wanted};
+pub use copied::{Copied, CopiedEntry};
 pub use digest::{Algorithm, DigestError, InitdataDigest};
 pub use image_settings::{ImageSettings, ProxySettings, Text};
 pub use initdata::{BrokerAddress, Initdata, InitdataError};

@@ -1,6 +1,6 @@
 //! `policy.toml` as it is written; what each key means stands in [`crate::workload`] and [`crate::container`].
 
-use crate::{allow::Allow, container::ContainerRule, initdata::one_line};
+use crate::{allow::Allow, container::ContainerRule, copied::check_entry, initdata::one_line};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -16,7 +16,7 @@ const MAX_COMPLETE_WITHIN_S: u32 = 86_400;
 pub struct PolicyError(String);
 
 /// An image that may run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRule {
     /// `sha256:…` of the manifest, or of the index above it.
@@ -139,6 +139,9 @@ impl Rules {
             return Err(PolicyError(format!("{key}: more than {MAX_ENTRIES} entries")));
         }
         self.image.iter().try_for_each(|rule| rule.check("image"))?;
+        if let Allow::Only(entries) = &allow.copy_in {
+            entries.iter().try_for_each(|entry| check_entry("allow.copy_in", entry))?;
+        }
         for (index, rule) in self.container.iter().enumerate() {
             rule.check()?;
             if self.container[..index].iter().any(|earlier| earlier.name == rule.name) {
@@ -220,6 +223,8 @@ mod tests {
             (&format!("{container}args = []\n"), "container \"a\": args"),
             (&format!("{container}user = \"app\"\n"), "container \"a\": user"),
             (&format!("{container}drop_capabilities = [\"CHOWN\"]\n"), "CAP_"),
+            (&format!("{container}mounts = [\"/m\"]\nshared = [\"/m\"]\n"), "container \"a\": shared"),
+            (&format!("{container}shared = [\"/m=x\"]\n"), "among mounts"),
             (&format!("{container}[pod]\ncomplete_within_s = 0\n"), "at least 1"),
             ("[pod]\norder = true\n", "need [[container]]"),
         ];

@@ -19,11 +19,11 @@
 //! user = ["1000:1000"]
 //! cwd = ["/srv"]
 //! capabilities = ["CAP_NET_ADMIN"]   # beyond the runtime's default set
-//! mounts = ["/etc/resolv.conf", "/tmp:noexec"] # by destination; what the host fills them with is its choice
+//! mounts = ["/cache", "/tmp:noexec"] # something empty in the image's place: tmpfs, emptyDir; and where a copied directory is mounted
 //! devices = ["/dev/tpm0"]            # of the guest; a host has none to give
 //! sysctls = ["net.core.somaxconn=1024"] # of the pod's network: a name with any value, or a name with this value
 //! privileged = false                 # every device of the guest, and its /sys writable: the container then is the guest
-//! copy_in = ["/etc/tls", "/etc/app.toml=sha256:…"] # files: anything below a path, or one with this content
+//! copy_in = ["/etc/tls", "/etc/app.toml=sha256:…"] # files: anything at and below a path, or one with this content
 //! exec = false                       # whole command lines
 //! signals = [1, 10]                  # beyond INT, QUIT, KILL and TERM
 //! secrets = ["kbs:///acme/api/*", "token"] # what containers may have at 127.0.0.1:8006
@@ -53,6 +53,7 @@ use crate::{
     initdata::Initdata,
     rules::{AllowRules, Rules, repository, short},
 };
+use std::sync::Arc;
 use thiserror::Error;
 
 /// The file of the initdata that is the policy.
@@ -121,7 +122,7 @@ pub struct Stdio {
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// `None` is the open door.
-    rules: Option<Rules>,
+    rules: Option<Arc<Rules>>,
 }
 
 impl Policy {
@@ -134,7 +135,7 @@ impl Policy {
 
     /// Reads a policy; unknown keys are errors.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        Ok(Self { rules: Some(Rules::parse(text)?) })
+        Ok(Self { rules: Some(Rules::parse(text)?.into()) })
     }
 
     /// Whether the host may do as it likes: the VM was started without initdata.
@@ -162,12 +163,12 @@ impl Policy {
     }
 
     pub(crate) fn rules(&self) -> Option<&Rules> {
-        self.rules.as_ref()
+        self.rules.as_deref()
     }
 
     /// May this image run?
     pub fn image(&self, image: &Image) -> Result<(), Denial> {
-        let Some(rules) = &self.rules else { return Ok(()) };
+        let Some(rules) = self.rules() else { return Ok(()) };
         let listed: Vec<_> = rules.image.iter().chain(rules.container.iter().map(|container| &container.image)).collect();
         if listed.is_empty() || listed.iter().any(|rule| rule.covers(image)) {
             return Ok(());
@@ -209,7 +210,7 @@ impl Policy {
 
     /// May the host change these things?
     pub fn overrides(&self, overrides: &Overrides) -> Result<(), Denial> {
-        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        let Some(Rules { allow, .. }) = self.rules() else { return Ok(()) };
         if let Some(args) = &overrides.args
             && !allow.args.allows(|allowed| allowed == args)
         {
@@ -253,14 +254,19 @@ impl Policy {
         self.stdio(Stdio { terminal: overrides.terminal, ..Stdio::default() })
     }
 
-    /// May the host fill or hide what is at this place of the container? Without a refusal, for mounts that a container can do without.
-    pub fn lets_mount(&self, destination: &str) -> bool {
-        self.rules.as_ref().is_none_or(|rules| rules.allow.mounts.allows(|allowed| allowed == destination))
+    /// May the host mount something empty here (as [`Overrides::mounts`] spells it), in any container? Asked when it is announced.
+    pub fn mount(&self, mount: &str) -> Result<(), Denial> {
+        let Some(Rules { allow, .. }) = self.rules() else { return Ok(()) };
+        let listed = self.containers().iter().any(|rule| rule.mounts.iter().any(|entry| entry == mount));
+        if listed || allow.mounts.allows(|entry| entry == mount) {
+            return Ok(());
+        }
+        Err(not_allowed(format!("mount at {}", short(mount)), "mounts", &format!("{:?}", short(mount))))
     }
 
     /// May the host run one more process with this command line in a container?
     pub fn exec(&self, args: &[String]) -> Result<(), Denial> {
-        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        let Some(Rules { allow, .. }) = self.rules() else { return Ok(()) };
         if allow.exec.allows(|allowed| allowed == args) {
             return Ok(());
         }
@@ -269,7 +275,7 @@ impl Policy {
 
     /// May the host connect these streams?
     pub fn stdio(&self, stdio: Stdio) -> Result<(), Denial> {
-        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        let Some(Rules { allow, .. }) = self.rules() else { return Ok(()) };
         let wanted = [
             (stdio.stdin, allow.stdin, "standard input", "stdin"),
             (stdio.output, allow.output, "standard output", "output"),
@@ -285,7 +291,7 @@ impl Policy {
 
     /// May the host connect to this port of the pod's loopback?
     pub fn port_forward(&self, port: u16) -> Result<(), Denial> {
-        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        let Some(Rules { allow, .. }) = self.rules() else { return Ok(()) };
         if allow.port_forward.allows(|allowed| *allowed == port) {
             return Ok(());
         }
@@ -294,21 +300,11 @@ impl Policy {
 
     /// May the host send this signal?
     pub fn signal(&self, number: u32) -> Result<(), Denial> {
-        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
+        let Some(Rules { allow, .. }) = self.rules() else { return Ok(()) };
         if ENDING_SIGNALS.contains(&number) || allow.signals.allows(|allowed| *allowed == number) {
             return Ok(());
         }
         Err(not_allowed(format!("signal {number}"), "signals", &number.to_string()))
-    }
-
-    /// May the host put a file with this content (`sha256:…`) at this path of a container?
-    pub fn copy_in(&self, path: &str, digest: &str) -> Result<(), Denial> {
-        let Some(Rules { allow, .. }) = &self.rules else { return Ok(()) };
-        if allow.copy_in.allows(|entry| covers_file(entry, path, digest)) {
-            return Ok(());
-        }
-        let entry = format!("{:?}", format!("{}={}", short(path), short(digest)));
-        Err(not_allowed(format!("file {} with content {}", short(path), short(digest)), "copy_in", &entry))
     }
 
     /// May the host know how many processes there are and what they use?
@@ -322,7 +318,7 @@ impl Policy {
     /// Whether containers may have anything at all at the workload API.
     pub fn gives_secrets(&self) -> bool {
         let any = |rules: &Rules| rules.allow.secrets != Allow::All(false) || rules.container.iter().any(|c| !c.secrets.is_empty());
-        self.rules.as_ref().is_some_and(any)
+        self.rules().is_some_and(any)
     }
 
     /// May every container have this at the workload API: the path of a resource (`kbs:///…`), `token` or `evidence`? Without initdata there
@@ -361,17 +357,6 @@ pub(crate) fn covers_secret(entry: &str, name: &str) -> bool {
     entry.strip_suffix('*').map_or(entry == name, |beginning| name.starts_with(beginning))
 }
 
-/// `path=sha256:…`, or a path at or below which anything may be. `..` never gets there.
-pub(crate) fn covers_file(entry: &str, path: &str, digest: &str) -> bool {
-    if path.split('/').any(|part| part == "..") {
-        return false;
-    }
-    match entry.split_once("=sha256:") {
-        Some((p, hex)) => p == path && digest.strip_prefix("sha256:") == Some(hex),
-        None => path.strip_prefix(entry.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-    }
-}
-
 fn denial(asked: String, rule: &str, remedy: String) -> Denial {
     Denial { asked, rule: rule.into(), remedy: format!("{remedy} in policy.toml of the initdata") }
 }
@@ -380,7 +365,7 @@ fn off(asked: &str, key: &str) -> Denial {
     denial(asked.into(), &format!("allow.{key} is false"), format!("set allow.{key} = true"))
 }
 
-fn not_allowed(asked: String, key: &str, entry: &str) -> Denial {
+pub(crate) fn not_allowed(asked: String, key: &str, entry: &str) -> Denial {
     denial(asked, &format!("allow.{key} does not have it"), format!("add {entry} to allow.{key}"))
 }
 
@@ -509,7 +494,7 @@ mod tests {
         assert!(policy.overrides(&Overrides { args: Some(strings(&["/bin/sh", "-c"])), ..Overrides::default() }).is_err());
         let forward = |value: &str| Overrides { sysctls: vec![("net.ipv4.ip_forward".into(), value.into())], ..Overrides::default() };
         assert!(policy.overrides(&forward("0")).unwrap_err().to_string().contains("net.ipv4.ip_forward=0"));
-        assert!(policy.lets_mount("/etc") && !policy.lets_mount("/etc/hosts"));
+        assert!(policy.mount("/etc").is_ok() && policy.mount("/etc/hosts").unwrap_err().to_string().contains("allow.mounts"));
         assert_eq!(policy.exec(&strings(&["id"])), Ok(()));
         assert!(policy.exec(&strings(&["id", "-u"])).is_err());
         assert_eq!(policy.signal(10), Ok(()));

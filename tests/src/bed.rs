@@ -61,15 +61,21 @@ pub struct Bed {
 impl Bed {
     /// Starts everything, after ending what an interrupted run of the same bed may have left.
     pub fn start(setup: &Setup<'_>) -> Result<Self> {
-        Self::start_as(setup, false)
+        Self::start_as(setup, None)
     }
 
-    /// The same with a CRI and a network for its pods.
+    /// The same with a CRI, whose runtimes all have our snapshotter, and a network for its pods.
     pub fn start_with_cri(setup: &Setup<'_>) -> Result<Self> {
-        Self::start_as(setup, true)
+        Self::start_as(setup, Some("cloister"))
     }
 
-    fn start_as(setup: &Setup<'_>, cri: bool) -> Result<Self> {
+    /// The same with containerd's own snapshotter for every runtime but Cloister: what `cloister install --snapshotter` comes to.
+    pub fn start_as_installed(setup: &Setup<'_>) -> Result<Self> {
+        Self::start_as(setup, Some("overlayfs"))
+    }
+
+    /// `cri` is the snapshotter of its runtimes, if there is to be a CRI.
+    fn start_as(setup: &Setup<'_>, cri: Option<&'static str>) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "containerd needs root: run `make test`, which uses sudo where needed");
         let base = place::build()?.join("t").join(setup.name);
         clear(&base)?;
@@ -89,7 +95,7 @@ impl Bed {
         configuration.write(&file)?;
         let (snapshotter, socket) = start_snapshotter("snapshotter", &base, &containerd_directory.join("c.sock"), &[])?;
         let snapshotter = Mutex::new(snapshotter);
-        let node = cri.then(|| Node::new(&base, setup.name, setup.containerd, &registry)).transpose()?;
+        let node = cri.map(|snapshotter| Node::new(&base, setup.name, setup.containerd, &registry, snapshotter)).transpose()?;
         let options = Options {
             version: setup.containerd,
             directory: &containerd_directory,

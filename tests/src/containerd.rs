@@ -158,6 +158,10 @@ address = "{snapshotter}"
 
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux/amd64"
+snapshotter = "overlayfs"
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
 snapshotter = "cloister"
 
 [plugins."io.containerd.internal.v1.opt"]

@@ -165,7 +165,7 @@ fn the_policy_decides_on_exec_and_overrides(bed: &Bed) -> Result<()> {
     let file = bed.configuration_file();
     let bind = json!({"destination": "/etc/conf", "type": "bind", "source": file, "options": ["rbind", "ro"]});
     mount["mounts"].as_array_mut().context("mounts")?.push(bind);
-    for (name, spec, rule) in [("args", pod.spec("cat /etc/passwd"), "allow.args"), ("mount", mount, "allow.mounts")] {
+    for (name, spec, rule) in [("args", pod.spec("cat /etc/passwd"), "allow.args"), ("mount", mount, "allow.copy_in")] {
         let refused = pod.run(name, &spec)?;
         ensure!(!refused.status.success() && refused.stdout.is_empty(), "it ran: {refused:?}");
         ensure!(refused.stderr.contains("denied by policy") && refused.stderr.contains(rule), "{refused:?}");

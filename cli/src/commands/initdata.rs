@@ -87,7 +87,7 @@ struct TokenConfigs {
     kbs: BrokerAddress,
 }
 
-fn make(broker: &str, cert: Option<&Path>, policy: Option<&Path>) -> Result<String> {
+pub(crate) fn make(broker: &str, cert: Option<&Path>, policy: Option<&Path>) -> Result<String> {
     let kbs = BrokerAddress { url: broker.to_owned(), cert: cert.map(input::text).transpose()? };
     let agent = toml::to_string(&AgentFile { token_configs: TokenConfigs { kbs } })?;
     let mut data = BTreeMap::from([("aa.toml", agent)]);

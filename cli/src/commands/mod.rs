@@ -10,5 +10,6 @@ pub(crate) mod initdata;
 pub(crate) mod install;
 pub(crate) mod man;
 pub(crate) mod measure;
+pub(crate) mod policy;
 pub(crate) mod snapshotter;
 pub(crate) mod verify;

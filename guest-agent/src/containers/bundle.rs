@@ -111,7 +111,12 @@ impl Bundle<'_> {
             }
             mounts.push(mount(destination, typ, source, options)?);
         }
-        for wanted in &self.host.mounts.list {
+        let mut list: Vec<&Wanted> = self.host.mounts.list.iter().collect();
+        if !self.open {
+            // What the policy asks for at a path must not be hidden by what it lets be mounted above it.
+            list.sort_by_key(|wanted| wanted.destination().split('/').count());
+        }
+        for wanted in list {
             match wanted {
                 Wanted::Tmpfs { destination, options } => {
                     // Nobody asks the policy about `/run`: it is as every runtime has it.

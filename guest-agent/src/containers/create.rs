@@ -117,7 +117,15 @@ impl Containers {
         let root = InRoot::open(&workspace.rootfs()).map_err(ContainerError::io("open root"))?;
         let accounts = read_accounts(&root)?;
         let derived = derive::derive(&image.process, &host, &accounts, sandbox.hostname())?;
-        let place = Sandbox::admit(sandbox, &derived.wanted(image.identity.clone(), asked(&stdio)))?;
+        let wanted = derived.wanted(image.identity.clone(), asked(&stdio), &accounts);
+        let place = match &volumes {
+            None => Sandbox::admit(sandbox, &wanted)?,
+            Some(volumes) => volumes.decide(&binds, wanted, |wanted| {
+                let place = Sandbox::admit(sandbox, wanted)?;
+                let id = place.id();
+                Ok((place, id))
+            })?,
+        };
         let secrets = Opened::of(&derived.env, sandbox.broker()).await?;
         let cgroup = Cgroup::of(&workspace.name);
         let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();

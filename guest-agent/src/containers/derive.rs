@@ -67,17 +67,29 @@ pub struct Derived {
 
 impl Derived {
     /// The container as the policy is asked about it.
-    pub fn wanted(&self, image: Image, stdio: Stdio) -> Wanted {
+    pub fn wanted(&self, image: Image, stdio: Stdio, accounts: &Accounts) -> Wanted {
         let own = || format!("{}:{}", self.ids.uid, self.ids.gid);
         Wanted {
             image,
             args: self.args.clone(),
             env: self.env.clone(),
             user: self.overrides.user.clone().unwrap_or_else(own),
+            user_of_image: self.user_of_image(accounts),
             cwd: self.cwd.clone(),
             overrides: self.overrides.clone(),
+            empty: Vec::new(),
+            copied: Vec::new(),
             stdio,
         }
+    }
+
+    /// The user without the groups that the image gives him by itself; `None` if his own group is another.
+    fn user_of_image(&self, accounts: &Accounts) -> Option<String> {
+        let unknown = || Ids { uid: self.ids.uid, ..Ids::default() };
+        let own = users::by_number(self.ids.uid, &accounts.passwd, &accounts.group).unwrap_or_else(unknown);
+        let further: Vec<String> = self.ids.groups.iter().filter(|gid| !own.groups.contains(gid)).map(u32::to_string).collect();
+        let text = if further.is_empty() { own.uid.to_string() } else { format!("{}::{}", own.uid, further.join(",")) };
+        (self.ids.gid == own.gid).then_some(text)
     }
 }
 
@@ -338,6 +350,22 @@ mod tests {
         assert_eq!((named.ids.gid, named.ids.groups, named.overrides.user.as_deref()), (71, vec![99], Some("70:71")));
         let (other, group) = (of(json!({"uid": 4242, "gid": 0})), of(json!({"uid": 70, "gid": 5})));
         assert_eq!((other.ids.gid, group.ids.gid, group.ids.groups), (0, 5, vec![]));
+    }
+
+    #[test]
+    fn a_policy_may_leave_a_users_groups_to_the_image() {
+        let accounts = Accounts { passwd: "db:x:70:71::/:\n".into(), group: "ssl:x:99:db\n".into() };
+        let of = |user: Value| {
+            let image = ImageProcess { user: String::new(), ..image() };
+            derive(&image, &host(json!({"user": user})), &accounts, "").unwrap().user_of_image(&accounts)
+        };
+        // A host that has not unpacked the image, and one that has.
+        assert_eq!(of(json!({"uid": 70, "gid": 0})).as_deref(), Some("70"));
+        assert_eq!(of(json!({"uid": 70, "gid": 71, "additionalGids": [71, 99]})).as_deref(), Some("70"));
+        assert_eq!(of(json!({"uid": 70, "gid": 0, "additionalGids": [2000, 4]})).as_deref(), Some("70::4,2000"));
+        assert_eq!(of(json!({"uid": 70, "gid": 5})), None, "a group of the host's choice");
+        assert_eq!(of(json!({"uid": 4242, "gid": 0})).as_deref(), Some("4242"));
+        assert_eq!(of(json!({"uid": 4242, "gid": 1})), None);
     }
 
     #[test]

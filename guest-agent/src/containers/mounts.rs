@@ -62,6 +62,15 @@ pub enum Wanted {
     },
 }
 
+impl Wanted {
+    /// In the container.
+    pub fn destination(&self) -> &str {
+        match self {
+            Self::Tmpfs { destination, .. } | Self::Kernel { destination, .. } | Self::Bind { destination, .. } => destination,
+        }
+    }
+}
+
 /// What is taken over of the host's mounts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mounts {

@@ -18,11 +18,13 @@ pub struct Node {
     pause: String,
     /// The registry, by plain HTTP.
     registry: String,
+    /// Of every runtime that has none of its own, as Cloister has.
+    snapshotter: &'static str,
 }
 
 impl Node {
-    /// Makes it below `base`.
-    pub fn new(base: &Path, bed: &str, version: &str, registry: &Registry) -> Result<Self> {
+    /// Makes it below `base`; `snapshotter` is that of every runtime but Cloister.
+    pub fn new(base: &Path, bed: &str, version: &str, registry: &Registry, snapshotter: &'static str) -> Result<Self> {
         let pause = Image { cmd: vec!["/pause"], ..Image::default() }.with_file("pause", "nothing that could run");
         let pause = registry.push(&pause.write(&base.join("images/pause"), "1")?, "pause", "1")?;
         let number = version.bytes().last().unwrap_or(b'0') - b'0';
@@ -31,7 +33,7 @@ impl Node {
         fs::create_dir_all(&hosts)?;
         let server = format!("http://{}", registry.authority);
         fs::write(hosts.join("hosts.toml"), format!("server = {server:?}\n\n[host.{server:?}]\ncapabilities = [\"pull\", \"resolve\"]\n"))?;
-        Ok(Self { network, pause, registry: base.join("certs.d").display().to_string() })
+        Ok(Self { network, pause, registry: base.join("certs.d").display().to_string(), snapshotter })
     }
 
     /// The part of containerd's configuration that is about pods.
@@ -41,6 +43,7 @@ impl Node {
 
     fn version_2(&self) -> String {
         let (pause, registry, plugins) = (&self.pause, &self.registry, self.network.plugins());
+        let snapshotter = self.snapshotter;
         let (all, paper) = self.network.configurations();
         format!(
             r#"
@@ -60,12 +63,12 @@ max_conf_num = 2
 config_path = {registry:?}
 
 [plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "cloister"
-disable_snapshot_annotations = false
+snapshotter = {snapshotter:?}
 default_runtime_name = "cloister"
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.cloister]
 runtime_type = "io.containerd.cloister.v2"
+snapshotter = "cloister"
 pod_annotations = ["dev.cloister.*"]
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.offline]
@@ -77,6 +80,7 @@ cni_conf_dir = {paper:?}
 
     fn version_3(&self) -> String {
         let (pause, registry, plugins) = (&self.pause, &self.registry, self.network.plugins());
+        let snapshotter = self.snapshotter;
         let (all, paper) = self.network.configurations();
         format!(
             r#"
@@ -85,8 +89,10 @@ stream_server_address = "127.0.0.1"
 stream_server_port = "0"
 
 [plugins."io.containerd.cri.v1.images"]
+snapshotter = {snapshotter:?}
+
+[plugins."io.containerd.cri.v1.images".runtime_platforms.cloister]
 snapshotter = "cloister"
-disable_snapshot_annotations = false
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = {pause:?}
@@ -108,6 +114,7 @@ default_runtime_name = "cloister"
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.cloister]
 runtime_type = "io.containerd.cloister.v2"
+snapshotter = "cloister"
 pod_annotations = ["dev.cloister.*"]
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.api]

@@ -138,10 +138,26 @@ impl Cri {
 
     /// Pulls an image, as kubelet does before it creates a container of it.
     pub fn pull(&self, image: &str) -> Result<()> {
-        let request = pb::PullImageRequest { image: MessageField::some(image_spec(image)), ..Default::default() };
+        self.pull_for(image, HashMap::new())
+    }
+
+    /// The same for a pod with these annotations.
+    pub fn pull_for(&self, image: &str, annotations: HashMap<String, String>) -> Result<()> {
+        let pod = pb::PodSandboxConfig { annotations, ..Default::default() };
+        let request = pb::PullImageRequest {
+            image: MessageField::some(image_spec(image)),
+            sandbox_config: MessageField::some(pod),
+            ..Default::default()
+        };
         let answer: pb::PullImageResponse = self.call("ImageService/PullImage", request, SHORT)?;
         ensure!(!answer.image_ref.is_empty(), "no image reference for {image}");
         Ok(())
+    }
+
+    /// Removes an image, as kubelet does when the disk fills.
+    pub fn remove_image(&self, image: &str) -> Result<()> {
+        let request = pb::RemoveImageRequest { image: MessageField::some(image_spec(image)), ..Default::default() };
+        self.call::<_, pb::Empty>("ImageService/RemoveImage", request, SHORT).map(drop)
     }
 
     /// Stops and removes every pod that it knows, as kubelet does with those that nobody wants.

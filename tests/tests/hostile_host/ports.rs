@@ -39,7 +39,7 @@ pub fn streams_and_volumes_are_those_that_were_admitted(bed: &HostileBed) -> Res
             api::PrepareVolumesRequest { container_id: "volumes".into(), volumes: vec![volume], ..Default::default() }
         };
         for (request, words) in [
-            (volume(api::VolumeKind::COPY, "/etc/passwd", ""), "allow.mounts"),
+            (volume(api::VolumeKind::COPY, "/etc/passwd", ""), "files at /etc/passwd"),
             (volume(api::VolumeKind::EMPTY, "/bin", "e"), "allow.mounts"),
             (volume(api::VolumeKind::EMPTY_MEMORY, "/bin", "m"), "allow.mounts"),
             (volume(api::VolumeKind::DISK, "/dev/xvda", "disk0"), "allow.devices"),

@@ -8,15 +8,17 @@
 mod receive;
 mod refresh;
 mod serve;
+#[cfg(test)]
+mod tests;
 
-use super::{ContainerError, MAX_CONTAINERS, in_root::InRoot};
+use super::{ContainerError, MAX_CONTAINERS, in_root::InRoot, mounts::Binds};
 use crate::sandbox::Sandbox;
 use nix::{
     mount::{MsFlags, mount},
     sys::stat::{Mode, fchmod},
     unistd::{Gid, Uid, fchown},
 };
-use policy::{Denial, Overrides, Policy};
+use policy::{Copied, Denial, Overrides, PlaceId, Policy, Wanted};
 use protocol::{
     api::{self, VolumeKind},
     volume::MAX_READ_BACK,
@@ -28,7 +30,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -54,6 +56,9 @@ pub struct Volumes {
 pub struct Prepared {
     directory: PathBuf,
     volumes: Vec<Volume>,
+    policy: Policy,
+    /// Which of the policy's containers gets it, once that is known.
+    of: OnceLock<Option<PlaceId>>,
 }
 
 struct Volume {
@@ -66,8 +71,8 @@ struct Volume {
 enum Source {
     /// The policy does not have it, and the container does not need it.
     LeftOut,
-    /// Copied in; whether it has been. Held for as long as a copy takes.
-    Copy(tokio::sync::Mutex<bool>),
+    /// Copied in; what, if it has been. Held for as long as a copy takes.
+    Copy(tokio::sync::Mutex<Option<Copied>>),
     /// An empty directory.
     Empty(PathBuf),
     /// The image's own.
@@ -92,10 +97,10 @@ impl Volumes {
     pub async fn prepare(&self, request: &api::PrepareVolumesRequest, sandbox: &Sandbox) -> Result<Vec<u32>, ContainerError> {
         let taken = request.volumes.iter().map(|volume| admit(sandbox.policy(), volume)).collect::<Result<Vec<_>, _>>()?;
         let home = sandbox.scratch().await?.containers().join("volumes");
-        self.make(request, &taken, &home)
+        self.make(request, &taken, &home, sandbox.policy())
     }
 
-    fn make(&self, request: &api::PrepareVolumesRequest, taken: &[bool], home: &Path) -> Result<Vec<u32>, ContainerError> {
+    fn make(&self, request: &api::PrepareVolumesRequest, taken: &[bool], home: &Path, policy: &Policy) -> Result<Vec<u32>, ContainerError> {
         let full = |prepared: &HashMap<String, Arc<Prepared>>| {
             if prepared.contains_key(&request.container_id) {
                 return Err(ContainerError::Exists(format!("volumes of container {}", request.container_id)));
@@ -109,16 +114,18 @@ impl Volumes {
         full(&table)?;
         let directory = home.join(format!("v{}", self.next.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(&directory).map_err(ContainerError::io("volumes"))?;
-        let mut prepared = Prepared { directory, volumes: Vec::new() };
+        let mut prepared = Prepared { directory, volumes: Vec::new(), policy: policy.clone(), of: OnceLock::new() };
         for (volume, taken) in request.volumes.iter().zip(taken) {
             let source = match (taken, volume.kind.enum_value_or_default()) {
                 (false, _) => Source::LeftOut,
-                (true, VolumeKind::COPY) => Source::Copy(tokio::sync::Mutex::new(false)),
+                (true, VolumeKind::COPY) => Source::Copy(tokio::sync::Mutex::default()),
                 (true, VolumeKind::IMAGE) => Source::Image,
                 (true, VolumeKind::DISK) => Source::Disk(volume.name.clone()),
                 (true, VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY) => Source::Empty(self.empty_directory(volume, home)?),
             };
-            let (readonly, read_back) = (volume.readonly, volume.read_back);
+            // What the owner let in with this content keeps it. What every container has is its own.
+            let kept = !policy.is_open() && matches!(source, Source::Copy(_)) && !is_dispensable(volume);
+            let (readonly, read_back) = (volume.readonly || kept, volume.read_back);
             prepared.volumes.push(Volume { destination: volume.destination.clone(), readonly, read_back, source });
         }
         let wanted = (0u32..).zip(&prepared.volumes).filter(|(_, volume)| matches!(volume.source, Source::Copy(_)));
@@ -194,7 +201,7 @@ impl Prepared {
             Source::Empty(path) => Bind::Path(path.clone()),
             Source::Image => Bind::Image,
             Source::Copy(copied) => match copied.try_lock() {
-                Ok(copied) if *copied => Bind::Path(self.place(number)),
+                Ok(copied) if copied.is_some() => Bind::Path(self.place(number)),
                 _ => {
                     let text = format!("volume {number} at {destination} was announced and is not copied; copy it before CreateContainer");
                     return Some(Err(ContainerError::State(text)));
@@ -202,6 +209,39 @@ impl Prepared {
             },
         };
         Some(Ok((bind, volume.readonly)))
+    }
+
+    /// Has the policy decide on a container with what of this is bound in it. `decide` gives the place that the container has. No copy can be
+    /// replaced meanwhile; afterwards only as that container may have it.
+    pub fn decide<T>(
+        &self,
+        binds: &Binds,
+        mut wanted: Wanted,
+        decide: impl FnOnce(&Wanted) -> Result<(T, Option<PlaceId>), Denial>,
+    ) -> Result<T, ContainerError> {
+        let mut held = Vec::new();
+        for volume in &self.volumes {
+            let destination = &volume.destination;
+            let Some((_, readonly)) = binds.get(destination) else { continue };
+            match &volume.source {
+                Source::Empty(path) => {
+                    wanted.overrides.mounts.push(empty_name(destination, *readonly));
+                    wanted.empty.push((destination.clone(), path.display().to_string()));
+                }
+                Source::Copy(copy) => {
+                    let busy = || ContainerError::State(format!("volume at {destination} is being copied"));
+                    let copy = copy.try_lock().map_err(|_| busy())?;
+                    wanted.copied.extend(copy.clone());
+                    held.push(copy);
+                }
+                Source::LeftOut | Source::Image | Source::Disk(_) => {}
+            }
+        }
+        let (decided, place) = decide(&wanted)?;
+        // Cannot fail: it is one container's, and that is made once.
+        let _ = self.of.set(place);
+        drop(held);
+        Ok(decided)
     }
 
     /// Its disks: where each is to be, and its serial.
@@ -237,14 +277,26 @@ fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
         policy.overrides(&Overrides { devices: vec![volume.destination.clone()], ..Overrides::default() })?;
         return Ok(true);
     }
-    if kind == VolumeKind::IMAGE || policy.lets_mount(&volume.destination) {
-        return Ok(true);
+    match kind {
+        VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY => policy.mount(&empty_name(&volume.destination, volume.readonly)).map(|()| true),
+        VolumeKind::COPY if is_dispensable(volume) => Ok(policy.copies_to(&volume.destination)),
+        // What is in it is asked about when it has come. Nothing comes where nothing may be.
+        VolumeKind::COPY => {
+            let nothing = Copied { destination: volume.destination.clone(), ..Copied::default() };
+            policy.copied(&nothing, None).map(|()| true)
+        }
+        VolumeKind::IMAGE | VolumeKind::DISK => Ok(true),
     }
-    if kind == VolumeKind::COPY && DISPENSABLE.contains(&volume.destination.as_str()) {
-        return Ok(false);
-    }
-    policy.overrides(&Overrides { mounts: vec![volume.destination.clone()], ..Overrides::default() })?;
-    Ok(true)
+}
+
+fn is_dispensable(volume: &api::Volume) -> bool {
+    DISPENSABLE.contains(&volume.destination.as_str())
+}
+
+/// An empty directory as a policy spells it, like a tmpfs. Its owner and permissions are no matter of a policy: nobody but the workload is
+/// there.
+fn empty_name(destination: &str, readonly: bool) -> String {
+    if readonly { format!("{destination}:ro") } else { destination.to_owned() }
 }
 
 fn make_empty(path: &Path, volume: &api::Volume, in_memory: bool) -> io::Result<()> {
@@ -257,87 +309,4 @@ fn make_empty(path: &Path, volume: &api::Volume, in_memory: bool) -> io::Result<
     let directory = File::open(path)?;
     fchown(&directory, Some(Uid::from_raw(volume.uid)), Some(Gid::from_raw(volume.gid)))?;
     Ok(fchmod(&directory, Mode::from_bits_truncate(volume.mode))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::unistd::{getegid, geteuid};
-    use std::os::unix::fs::PermissionsExt;
-
-    fn volume(destination: &str, kind: VolumeKind) -> api::Volume {
-        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        let name = destination.trim_start_matches('/').to_owned();
-        api::Volume { destination: destination.into(), kind: kind.into(), name, mode: 0o1777, uid, gid, ..Default::default() }
-    }
-
-    fn request(id: &str, volumes: &[api::Volume]) -> api::PrepareVolumesRequest {
-        api::PrepareVolumesRequest { container_id: id.into(), volumes: volumes.into(), ..Default::default() }
-    }
-
-    #[test]
-    fn containers_of_a_pod_share_an_empty_directory() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::default();
-        let shared = [volume("/cache", VolumeKind::EMPTY), volume("/c", VolumeKind::COPY)];
-        assert_eq!(volumes.make(&request("a", &shared), &[true, true], dir.path()).unwrap(), [1]);
-        assert!(matches!(volumes.make(&request("a", &shared), &[true, true], dir.path()), Err(ContainerError::Exists(_))));
-        volumes.make(&request("b", &shared[..1]), &[true], dir.path()).unwrap();
-        let path = |id: &str| volumes.of(id).unwrap().bind("/cache").unwrap().unwrap().0;
-        assert_eq!(path("a"), path("b"));
-        let Bind::Path(place) = path("a") else { panic!("no path") };
-        assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o7777, 0o1777);
-        volumes.of("a").unwrap().make_directory("/cache/deep/er").unwrap();
-        volumes.forget("a");
-        assert!(volumes.of("a").is_none() && place.join("deep/er").is_dir(), "it is the pod's");
-    }
-
-    #[test]
-    fn what_is_announced_has_to_be_copied() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::default();
-        let list = [volume("/etc/conf", VolumeKind::COPY), volume("/etc/hosts", VolumeKind::COPY), volume("/data", VolumeKind::IMAGE)];
-        assert_eq!(volumes.make(&request("c", &list), &[true, false, true], dir.path()).unwrap(), [0]);
-        let prepared = volumes.of("c").unwrap();
-        let error = prepared.bind("/etc/conf").unwrap().unwrap_err().to_string();
-        assert!(error.contains("/etc/conf") && error.contains("not copied"), "{error}");
-        assert_eq!(prepared.bind("/etc/hosts").unwrap().unwrap().0, Bind::Nothing);
-        assert_eq!(prepared.bind("/data").unwrap().unwrap().0, Bind::Image);
-        assert!(prepared.bind("/other").is_none());
-    }
-
-    #[test]
-    fn the_policy_decides_and_what_is_dispensable_is_left_out() {
-        let policy = Policy::parse("[allow]\nmounts = [\"/etc/conf\"]\n").unwrap();
-        let asked = |destination: &str, kind| admit(&policy, &volume(destination, kind));
-        assert_eq!(asked("/etc/conf", VolumeKind::COPY), Ok(true));
-        assert_eq!(asked("/etc/hosts", VolumeKind::COPY), Ok(false));
-        assert_eq!(asked("/data", VolumeKind::IMAGE), Ok(true));
-        for (destination, kind) in [("/bin", VolumeKind::COPY), ("/etc/hosts", VolumeKind::EMPTY), ("/x", VolumeKind::EMPTY_MEMORY)] {
-            let text = asked(destination, kind).unwrap_err().to_string();
-            assert!(text.contains("allow.mounts") && text.contains(destination), "{text}");
-        }
-        let text = asked("/dev/xvda", VolumeKind::DISK).unwrap_err().to_string();
-        assert!(text.contains("allow.devices") && text.contains("/dev/xvda"), "{text}");
-        let open = Policy::from_initdata(None).unwrap();
-        assert_eq!(admit(&open, &volume("/bin", VolumeKind::COPY)), Ok(true));
-    }
-
-    #[test]
-    fn only_what_was_announced_so_is_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::default();
-        let log = api::Volume { read_back: true, ..volume("/dev/termination-log", VolumeKind::COPY) };
-        volumes.make(&request("c", &[log, volume("/secret", VolumeKind::COPY)]), &[true, true], dir.path()).unwrap();
-        let prepared = volumes.of("c").unwrap();
-        fs::write(prepared.place(0), "x".repeat(MAX_READ_BACK + 1)).unwrap();
-        fs::write(prepared.place(1), "secret").unwrap();
-        let read = |number| volumes.read_back(&api::ReadVolumeRequest { container_id: "c".into(), number, ..Default::default() });
-        assert_eq!(read(0).unwrap().len(), MAX_READ_BACK);
-        assert!(matches!(read(1), Err(ContainerError::NoContainer(_))));
-        assert!(matches!(read(2), Err(ContainerError::NoContainer(_))));
-        fs::remove_file(prepared.place(0)).unwrap();
-        std::os::unix::fs::symlink(prepared.place(1), prepared.place(0)).unwrap();
-        assert!(read(0).is_err());
-    }
 }

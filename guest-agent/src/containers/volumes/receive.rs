@@ -7,7 +7,9 @@ use nix::{
     sys::stat::{Mode, fchmod, mkdirat},
     unistd::{Gid, Uid, fchown, fchownat, symlinkat},
 };
+use policy::CopiedEntry;
 use protocol::volume::{Attributes, Entry, MAX_BYTES, MAX_ENTRIES, VolumeError};
+use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File},
     io::{self, Write},
@@ -18,10 +20,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes of a file that are in our hands at a time.
 const CHUNK: u64 = 64 << 10;
+/// Most bytes of all names of a copy that a policy is asked about. Kubelet's have a few hundred keys.
+const MAX_NAMES: usize = 256 << 10;
 
 /// Reads a whole copy and makes it at `target`, where there must be nothing. What was made of a copy that fails is the caller's to remove.
-pub async fn receive(reader: &mut (impl AsyncRead + Unpin), target: &Path) -> Result<(), VolumeError> {
+/// `closed` says that a policy will be asked: then it is given what has come, and of what content.
+pub async fn receive(reader: &mut (impl AsyncRead + Unpin), target: &Path, closed: bool) -> Result<Vec<CopiedEntry>, VolumeError> {
     let mut bytes = 0;
+    let mut seen = Seen { closed, ..Seen::default() };
     let root = match Entry::read(reader).await? {
         Entry::Directory(attributes) if attributes.path.is_empty() => {
             fs::create_dir(target)?;
@@ -31,7 +37,8 @@ pub async fn receive(reader: &mut (impl AsyncRead + Unpin), target: &Path) -> Re
         }
         Entry::File(attributes, size) if attributes.path.is_empty() => {
             let file = File::options().write(true).create_new(true).open(target)?;
-            fill(reader, file, &attributes, size, &mut bytes).await?;
+            let digest = fill(reader, file, &attributes, size, &mut bytes, closed).await?;
+            seen.note(CopiedEntry::File { path: String::new(), digest }, 0)?;
             None
         }
         _ => return Err(rule("the first entry must be its root".into())),
@@ -40,7 +47,7 @@ pub async fn receive(reader: &mut (impl AsyncRead + Unpin), target: &Path) -> Re
     loop {
         let entry = Entry::read(reader).await?;
         let root = match (&entry, &root) {
-            (Entry::End, _) => return Ok(()),
+            (Entry::End, _) => return Ok(seen.list),
             (_, Some(root)) => root,
             (_, None) => return Err(rule("there is nothing below a file".into())),
         };
@@ -54,12 +61,16 @@ pub async fn receive(reader: &mut (impl AsyncRead + Unpin), target: &Path) -> Re
                 mkdirat(parent.as_fd(), name, Mode::S_IRWXU).map_err(|e| made(&attributes.path, e))?;
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 own(&openat(parent.as_fd(), name, flags, Mode::empty()).map_err(io::Error::from)?, &attributes)?;
+                let length = attributes.path.len();
+                seen.note(CopiedEntry::Directory(attributes.path), length)?;
             }
             Entry::File(attributes, size) => {
                 let (parent, name) = parent(root, &attributes.path)?;
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let file = openat(parent.as_fd(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| made(&attributes.path, e))?;
-                fill(reader, File::from(file), &attributes, size, &mut bytes).await?;
+                let digest = fill(reader, File::from(file), &attributes, size, &mut bytes, closed).await?;
+                let length = attributes.path.len();
+                seen.note(CopiedEntry::File { path: attributes.path, digest }, length)?;
             }
             Entry::Link(path, target) => {
                 let (parent, name) = parent(root, &path)?;
@@ -67,9 +78,33 @@ pub async fn receive(reader: &mut (impl AsyncRead + Unpin), target: &Path) -> Re
                 let (root, none) = (Uid::from_raw(0), AtFlags::AT_SYMLINK_NOFOLLOW);
                 // Only root can give it away, and only root need.
                 let _ = fchownat(parent.as_fd(), name, Some(root), Some(Gid::from_raw(0)), none);
+                let length = path.len() + target.len();
+                seen.note(CopiedEntry::Link { path, target }, length)?;
             }
             Entry::End => {}
         }
+    }
+}
+
+/// What has come, for a policy to be asked about.
+#[derive(Default)]
+struct Seen {
+    closed: bool,
+    list: Vec<CopiedEntry>,
+    names: usize,
+}
+
+impl Seen {
+    fn note(&mut self, entry: CopiedEntry, length: usize) -> Result<(), VolumeError> {
+        if !self.closed {
+            return Ok(());
+        }
+        self.names += length;
+        if self.names > MAX_NAMES {
+            return Err(rule(format!("names of more than {} KiB", MAX_NAMES >> 10)));
+        }
+        self.list.push(entry);
+        Ok(())
     }
 }
 
@@ -86,14 +121,16 @@ fn parent<'a>(root: &OwnedFd, path: &'a str) -> Result<(OwnedFd, &'a str), Volum
     Ok((parent, name))
 }
 
-/// Reads a file's bytes, and not one more than the volume may still have. A host that says too much has sent too little: an error.
+/// Reads a file's bytes, and not one more than the volume may still have. A host that says too much has sent too little: an error. Gives
+/// the digest of what was written, `sha256:…`, where it is asked for.
 async fn fill(
     reader: &mut (impl AsyncRead + Unpin),
     mut file: File,
     attributes: &Attributes,
     size: u64,
     bytes: &mut u64,
-) -> Result<(), VolumeError> {
+    digested: bool,
+) -> Result<String, VolumeError> {
     *bytes = bytes.saturating_add(size);
     if *bytes > MAX_BYTES {
         return Err(rule(format!("more than {} MiB", MAX_BYTES >> 20)));
@@ -101,13 +138,18 @@ async fn fill(
     let mut left = size;
     // Within its bound, it fits.
     let mut chunk = vec![0; usize::try_from(CHUNK.min(size)).unwrap_or(0)];
+    let mut hash = Sha256::new();
     while left > 0 {
         let part = usize::try_from(left.min(CHUNK)).unwrap_or(0);
         reader.read_exact(&mut chunk[..part]).await?;
+        if digested {
+            hash.update(&chunk[..part]);
+        }
         file.write_all(&chunk[..part])?;
         left -= part as u64;
     }
-    own(&OwnedFd::from(file), attributes)
+    own(&OwnedFd::from(file), attributes)?;
+    Ok(if digested { format!("sha256:{}", hex::encode(hash.finalize())) } else { String::new() })
 }
 
 /// Owner first: a change of owner takes the setgid bit away.
@@ -151,11 +193,11 @@ pub mod tests {
         Entry::File(at(path), path.len() as u64)
     }
 
-    async fn receive_all(entries: &[Entry]) -> (tempfile::TempDir, Result<(), VolumeError>) {
+    async fn receive_all(entries: &[Entry]) -> (tempfile::TempDir, Result<Vec<CopiedEntry>, VolumeError>) {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("outside")).unwrap();
         let wire = stream(entries).await;
-        let result = receive(&mut &wire[..], &dir.path().join("volume")).await;
+        let result = receive(&mut &wire[..], &dir.path().join("volume"), true).await;
         (dir, result)
     }
 
@@ -178,6 +220,24 @@ pub mod tests {
         let (dir, result) = receive_all(&[Entry::File(at(""), 0), Entry::End]).await;
         result.unwrap();
         assert!(dir.path().join("volume").is_file());
+    }
+
+    #[tokio::test]
+    async fn a_policy_is_told_all_that_came_and_of_what_content() {
+        let (_dir, result) = receive_all(&[
+            Entry::Directory(at("")),
+            Entry::Directory(at("d")),
+            file("d/x"),
+            Entry::Link("l".into(), "d".into()),
+            Entry::End,
+        ])
+        .await;
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest("d/x")));
+        let link = CopiedEntry::Link { path: "l".into(), target: "d".into() };
+        assert_eq!(result.unwrap(), [CopiedEntry::Directory("d".into()), CopiedEntry::File { path: "d/x".into(), digest }, link]);
+        let long = |n: usize| Entry::Link(n.to_string(), "x".repeat(4000));
+        let many: Vec<Entry> = std::iter::once(Entry::Directory(at(""))).chain((0..100).map(long)).collect();
+        assert!(receive_all(&many).await.1.unwrap_err().to_string().contains("KiB"));
     }
 
     #[tokio::test]
@@ -222,7 +282,7 @@ pub mod tests {
         fs::write(dir.path().join("secret"), "x").unwrap();
         symlink(dir.path().join("secret"), dir.path().join("volume")).unwrap();
         let wire = stream(&[Entry::File(at(""), 0), Entry::End]).await;
-        assert!(receive(&mut &wire[..], &dir.path().join("volume")).await.is_err());
+        assert!(receive(&mut &wire[..], &dir.path().join("volume"), true).await.is_err());
         assert_eq!(fs::read_to_string(dir.path().join("secret")).unwrap(), "x");
     }
 }

@@ -3,6 +3,7 @@
 use super::{Prepared, Source, Volumes, receive::receive, refresh};
 use crate::vsock;
 use log::{debug, info, warn};
+use policy::Copied;
 use protocol::{
     line,
     volume::{LONGEST, VolumeError, VolumeId},
@@ -69,16 +70,30 @@ impl Volumes {
         let mut copied = copied.lock().await;
         line::accept(stream).await?;
         let staging = prepared.staging(id.number);
-        let result = match receive(stream, &staging).await {
-            Ok(()) => place(&prepared, id.number, *copied).map_err(VolumeError::from),
+        let result = match receive(stream, &staging, !prepared.policy.is_open()).await {
+            Ok(entries) => {
+                let new = Copied { destination: volume.destination.clone(), entries };
+                let placed = prepared.may_have(copied.as_ref(), &new).and_then(|()| Ok(place(&prepared, id.number, copied.is_some())?));
+                placed.map(|()| new)
+            }
             Err(e) => Err(e),
         };
         // Left from a copy that failed, or empty after a swap.
         remove(&staging)?;
-        result?;
-        info!(container = id.container_id, destination = volume.destination, again = *copied; "volume copied");
-        *copied = true;
+        let new = result?;
+        info!(container = id.container_id, destination = volume.destination, again = copied.is_some(); "volume copied");
+        *copied = Some(new);
         Ok(())
+    }
+}
+
+impl Prepared {
+    /// The policy's word on a copy, asked while its place is held: until it is known which container gets it, it may be for any; from then on
+    /// it is asked about that one.
+    fn may_have(&self, old: Option<&Copied>, new: &Copied) -> Result<(), VolumeError> {
+        let of = self.of.get().copied().flatten();
+        let word = old.map_or_else(|| self.policy.copied(new, of), |old| self.policy.refreshed(old, new, of));
+        word.map_err(|denial| VolumeError::Entry(denial.to_string()))
     }
 }
 
@@ -113,19 +128,25 @@ mod tests {
         *,
     };
     use crate::containers::volumes::Bind;
+    use policy::Policy;
     use protocol::{
         api::{self, VolumeKind},
         line::LineError,
         volume::Entry,
     };
+    use std::collections::HashMap;
     use tokio::io::AsyncWriteExt;
 
     fn announced(kind: VolumeKind) -> (tempfile::TempDir, Arc<Volumes>) {
+        announced_to(kind, &Policy::from_initdata(None).unwrap())
+    }
+
+    fn announced_to(kind: VolumeKind, policy: &Policy) -> (tempfile::TempDir, Arc<Volumes>) {
         let dir = tempfile::tempdir().unwrap();
         let volumes = Arc::new(Volumes::default());
         let volume = api::Volume { destination: "/conf".into(), kind: kind.into(), ..Default::default() };
         let request = api::PrepareVolumesRequest { container_id: "c".into(), volumes: vec![volume], ..Default::default() };
-        volumes.make(&request, &[true], dir.path()).unwrap();
+        volumes.make(&request, &[true], dir.path(), policy).unwrap();
         (dir, volumes)
     }
 
@@ -163,6 +184,58 @@ mod tests {
         assert!(deliver(&volumes, "VOLUME c 0", &version("..3")[..3]).await.is_err());
         assert_eq!(fs::read_to_string(place.join("key")).unwrap(), "..2/key");
         assert_eq!(fs::read_dir(place.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    /// The pair: the first policy is none, and the same copy is there.
+    #[tokio::test]
+    async fn what_the_policy_does_not_have_is_never_there() {
+        let digest = |text: &str| hex::encode(<sha2::Sha256 as sha2::Digest>::digest(text));
+        let bound = format!("[allow]\nmounts = [\"/conf\"]\ncopy_in = [\"/conf/key=sha256:{}\"]\n", digest("..1/key"));
+        let (_dir, open) = announced(VolumeKind::COPY);
+        deliver(&open, "VOLUME c 0", &version("..2")).await.unwrap();
+        let (_dir, closed) = announced_to(VolumeKind::COPY, &Policy::parse(&bound).unwrap());
+        let refused = deliver(&closed, "VOLUME c 0", &version("..2")).await.unwrap_err().to_string();
+        assert!(refused.contains("file /conf/key with content sha256:") && refused.contains("allow.copy_in"), "{refused}");
+        assert!(closed.of("c").unwrap().bind("/conf").unwrap().unwrap_err().to_string().contains("not copied"));
+        deliver(&closed, "VOLUME c 0", &version("..1")).await.unwrap();
+        let Bind::Path(place) = closed.of("c").unwrap().bind("/conf").unwrap().unwrap().0 else { panic!("no path") };
+        assert!(deliver(&closed, "VOLUME c 0", &version("..2")).await.is_err(), "nor later");
+        assert_eq!(fs::read_to_string(place.join("key")).unwrap(), "..1/key");
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_for_its_own_container_once_that_is_known() {
+        let container = |name: &str, letter: &str, file: &str| {
+            let digest = format!("sha256:{}", letter.repeat(64));
+            format!("[[container]]\nname = {name:?}\nimage.digest = {digest:?}\nfiles = [{file:?}]\n")
+        };
+        let policy = Policy::parse(&(container("one", "a", "/other") + &container("two", "b", "/conf"))).unwrap();
+        let (_dir, volumes) = announced_to(VolumeKind::COPY, &policy);
+        deliver(&volumes, "VOLUME c 0", &version("..1")).await.unwrap();
+        let prepared = volumes.of("c").unwrap();
+        let binds = [("/conf".to_owned(), prepared.bind("/conf").unwrap().unwrap())].into();
+        let admit = |letter: &str| {
+            let image = policy::Image { reference: "r/x".into(), digests: vec![format!("sha256:{}", letter.repeat(64))] };
+            let wanted = policy::Wanted { image, ..policy::Wanted::default() };
+            prepared.decide(&binds, wanted, |wanted| {
+                assert_eq!(wanted.copied.len(), 1);
+                policy::Ledger::new(policy.clone()).admit(wanted).map(|place| (place, place))
+            })
+        };
+        assert!(admit("a").unwrap_err().to_string().contains("container \"one\""));
+        // Refused, it is nobody's; then it is the other's.
+        deliver(&volumes, "VOLUME c 0", &version("..2")).await.unwrap();
+        admit("b").unwrap();
+        deliver(&volumes, "VOLUME c 0", &version("..3")).await.unwrap();
+        let (_dir, closed) = announced_to(VolumeKind::COPY, &policy);
+        let nothing = policy::Wanted::default();
+        closed.of("c").unwrap().decide(&HashMap::new(), nothing, |_| Ok(((), ledger_place(&policy, "a")))).unwrap();
+        assert!(deliver(&closed, "VOLUME c 0", &version("..1")).await.unwrap_err().to_string().contains("container \"one\""));
+    }
+
+    fn ledger_place(policy: &Policy, letter: &str) -> Option<policy::PlaceId> {
+        let image = policy::Image { reference: "r/x".into(), digests: vec![format!("sha256:{}", letter.repeat(64))] };
+        policy::Ledger::new(policy.clone()).admit(&policy::Wanted { image, ..policy::Wanted::default() }).unwrap()
     }
 
     #[tokio::test]

@@ -114,7 +114,7 @@ pub(super) fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio)
     policy.image(image).map_err(|e| e.to_string())?;
     let host = HostSpec::parse(spec.to_string().as_bytes()).map_err(|e| e.to_string())?;
     let derived = derive::derive(&process, &host, &accounts, "pod").map_err(|e| e.to_string())?;
-    let wanted = derived.wanted(image.clone(), stdio);
+    let wanted = derived.wanted(image.clone(), stdio, &accounts);
     Ledger::new(policy.clone()).admit(&wanted).map_err(|e| e.to_string())?;
     let (binds, shared) = (host.mounts.binds(None).map_err(|e| e.to_string())?, Shared::default());
     let bundle = Bundle {
