@@ -36,9 +36,10 @@ test: guest nerdctl ## All tests: unit, end to end, dependencies; ends with a co
 nerdctl: setup ## Build nerdctl below build/deps, for its tests (once)
 	@scripts/setup-nerdctl
 
-bench: guest ## Measure start-up, memory and sizes (table and JSON in build/bench), and the image path
+bench: guest ## Measure start-up, memory and sizes (table and JSON in build/bench), the image path, the broker
 	@$(AS_ROOT) $(TARGET)/bench
 	$(if $(AS_ROOT),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)") cargo bench --locked --workspace --bench pipeline
+	@cargo test --release --locked --quiet --workspace --lib load::benchmark -- --ignored --nocapture 2>&1 | grep handshakes
 
 soak: guest ## 200 sandboxes in sequence, many side by side, 500 execs, a GiB of output, kill -9 at every call (an hour)
 	@$(AS_ROOT) $(TARGET)/soak

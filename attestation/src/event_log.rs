@@ -227,6 +227,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use vectors::{folder, read};
 
     /// A log in the firmware's form, one SHA-256 digest in each entry.
     pub(crate) fn log(entries: &[(u32, u32, [u8; 32], &[u8])]) -> Vec<u8> {
@@ -293,7 +294,7 @@ pub(crate) mod tests {
 
     #[test]
     fn logs_of_real_machines_are_read() {
-        let Some(vectors) = crate::vectors::directory("eventlog") else { return };
+        let Some(folder) = folder().map(|folder| folder.join("eventlog")) else { return };
         let cases = [
             ("gotpm_ubuntu-2404-amd-sevsnp.bin", Bank::Sha256, 116),
             ("gotpm_cos-101-amd-sev.bin", Bank::Sha256, 48),
@@ -305,7 +306,7 @@ pub(crate) mod tests {
             ("trustee_CCEL_AAEL_alibabacloud", Bank::Sha384, 87),
         ];
         for (name, bank, events) in cases {
-            let bytes = std::fs::read(vectors.join(name)).unwrap();
+            let bytes = read(&folder, name);
             let log = EventLog::parse(&bytes, bank).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(log.events().len(), events, "{name}");
         }
@@ -314,9 +315,9 @@ pub(crate) mod tests {
     /// A cloud's TPM signed, over its PCRs 0 to 2, the digest that this log gives.
     #[test]
     fn a_recorded_log_gives_the_registers_of_its_quote() {
-        let (Some(logs), Some(quotes)) = (crate::vectors::directory("eventlog"), crate::vectors::directory("tpm")) else { return };
-        let bytes = std::fs::read(logs.join("dstack_tpm_eventlog.bin")).unwrap();
-        let quote = std::fs::read(quotes.join("dstack_tpm_quote_sample.bin")).unwrap();
+        let Some(folder) = folder() else { return };
+        let bytes = read(&folder, "eventlog/dstack_tpm_eventlog.bin");
+        let quote = read(&folder, "tpm/dstack_tpm_quote_sample.bin");
         let registers = EventLog::parse(&bytes, Bank::Sha256).unwrap().replay();
         let concatenated = [0, 1, 2].map(|index| registers[&index].clone()).concat();
         assert_eq!(Sha256::digest(concatenated)[..], quote[quote.len() - 32..]);

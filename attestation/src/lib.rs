@@ -35,11 +35,7 @@ pub mod tsm;
 pub mod x509;
 
 mod encoding;
-#[cfg(test)]
-mod recorded;
 mod rule_table;
-#[cfg(test)]
-mod vectors;
 
 pub use client::{BrokerClient, ClientError};
 pub use evidence::{Attester, Claims, Details, EvidenceError, Verifier};

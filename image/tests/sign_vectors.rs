@@ -1,6 +1,5 @@
-//! Signatures that others made, good and bad, from `CLOISTER_VECTORS` or `../shared/vectors` beside the checkout. Where they are absent,
-//! each test says that it was not run.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+//! Signatures that others made, good and bad.
+#![allow(clippy::unwrap_used)]
 
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -16,20 +15,10 @@ use image::{
     },
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fs, path::PathBuf};
-
-fn folder() -> PathBuf {
-    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
-    std::env::var_os("CLOISTER_VECTORS").map_or(beside, PathBuf::from).join("sign")
-}
+use std::collections::BTreeMap;
 
 fn vector(name: &str) -> Option<Vec<u8>> {
-    let file = folder().join(name);
-    let bytes = fs::read(&file).ok();
-    if bytes.is_none() {
-        println!("NOT RUN: {} is absent; set CLOISTER_VECTORS", file.display());
-    }
-    bytes
+    vectors::folder().map(|folder| vectors::read(&folder.join("sign"), name))
 }
 
 /// What is attached to one manifest.
@@ -87,7 +76,7 @@ struct Files;
 #[async_trait]
 impl KeyStore for Files {
     async fn key(&self, path: &str) -> Result<Vec<u8>, String> {
-        fs::read(folder().join(path)).map_err(|e| e.to_string())
+        vector(path).ok_or_else(|| "no vectors".into())
     }
 }
 

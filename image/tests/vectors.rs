@@ -1,6 +1,5 @@
-//! Recorded annotations and manifests of other implementations, from `CLOISTER_VECTORS` or `../shared/vectors` beside the checkout.
-//! Where they are absent, each test says that it was not run.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+//! Recorded annotations and manifests of other implementations.
+#![allow(clippy::unwrap_used)]
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{
@@ -10,20 +9,13 @@ use image::{
     ocicrypt::{Envelope, KEYS_ANNOTATION, Kek, OcicryptError, PUBOPTS_ANNOTATION, Packet},
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::collections::BTreeMap;
 
 /// The key of Confidential Containers' sample key provider, public in its source (`HARDCODED_KEY`).
 const SAMPLE_KEK: &str = "d99b7705b0ba7a168295b3a3367270b0dd9b371bf514ca8b9ba7f0a33711daea";
 
 fn vector(name: &str) -> Option<Vec<u8>> {
-    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
-    let folder = std::env::var_os("CLOISTER_VECTORS").map_or(beside, PathBuf::from);
-    let file = folder.join("ocicrypt").join(name);
-    let bytes = fs::read(&file).ok();
-    if bytes.is_none() {
-        println!("NOT RUN: {} is absent; set CLOISTER_VECTORS", file.display());
-    }
-    bytes
+    vectors::folder().map(|folder| vectors::read(&folder.join("ocicrypt"), name))
 }
 
 #[test]

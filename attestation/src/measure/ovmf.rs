@@ -214,7 +214,7 @@ pub(crate) const fn guid(text: &str) -> Guid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recorded::{folder, read};
+    use vectors::{folder, read};
 
     #[test]
     fn a_guid_is_in_uefis_order() {

@@ -211,12 +211,9 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        measure::vmsa::CpuModel,
-        recorded::{folder, read},
-        snp::Report,
-    };
+    use crate::{measure::vmsa::CpuModel, snp::Report};
     use serde_json::Value;
+    use vectors::{folder, read};
 
     fn shape(vcpus: u32, features: u64) -> Shape {
         Shape { vcpus, cpu_signature: CpuModel::find("EPYC-v4").unwrap().signature(), features }

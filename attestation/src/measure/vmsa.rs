@@ -87,7 +87,7 @@ pub fn page(eip: u32, cpu_signature: u32, features: u64) -> [u8; PAGE] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recorded::{folder, read};
+    use vectors::{folder, read};
 
     #[test]
     fn the_recorded_pages_come_out() {

@@ -56,7 +56,7 @@ fn config_id(report: &[u8; LENGTH]) -> [u8; 48] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recorded::{folder, read};
+    use vectors::{folder, read};
 
     #[test]
     fn the_call_is_the_kernels() {

@@ -11,6 +11,7 @@ use std::{
     process::{Child, Command},
     time::{Duration, Instant},
 };
+use vectors::{folder, read};
 
 const BOUND: ReportData = [5; 48];
 const INITDATA: [u8; 32] = [0x22; 32];
@@ -198,8 +199,8 @@ fn the_prediction_is_what_a_boot_left() {
 
 #[test]
 fn trustees_recorded_evidence_is_read() {
-    let Some(vectors) = crate::vectors::directory("tpm") else { return };
-    let evidence: Value = serde_json::from_slice(&std::fs::read(vectors.join("trustee_tpm_evidence.json")).unwrap()).unwrap();
+    let Some(folder) = folder() else { return };
+    let evidence: Value = serde_json::from_slice(&read(&folder, "tpm/trustee_tpm_evidence.json")).unwrap();
     let message = from_standard(evidence["tpm_quote"]["message"].as_str().unwrap()).unwrap();
     let bound: ReportData = quote::Quote::parse(&message).unwrap().binding[..48].try_into().unwrap();
     let claims = verify(&evidence, &bound).unwrap();
@@ -212,9 +213,9 @@ fn trustees_recorded_evidence_is_read() {
 /// Quotes of Azure's TPMs, whose key stands in the report that the processor signed.
 #[test]
 fn quotes_of_a_clouds_tpm_are_verified() {
-    let Some(vectors) = crate::vectors::directory("tpm") else { return };
-    for name in ["trustee_az-snp_evidence-v1.json", "trustee_az-snp_evidence-v2.json"] {
-        let evidence: Value = serde_json::from_slice(&std::fs::read(vectors.join(name)).unwrap()).unwrap();
+    let Some(folder) = folder() else { return };
+    for name in ["tpm/trustee_az-snp_evidence-v1.json", "tpm/trustee_az-snp_evidence-v2.json"] {
+        let evidence: Value = serde_json::from_slice(&read(&folder, name)).unwrap();
         let report = crate::encoding::from_url(evidence["hcl_report"].as_str().unwrap().trim_end_matches('=')).unwrap();
         let begin = report.windows(7).position(|w| w == b"{\"keys\"").unwrap();
         let runtime = serde_json::Deserializer::from_slice(&report[begin..]).into_iter::<Value>().next().unwrap().unwrap();

@@ -260,16 +260,10 @@ mod tests {
         }
     }
 
-    /// The command on files of real machines, from `CLOISTER_VECTORS` or `../shared/vectors` beside the checkout.
+    /// The command on files of real machines.
     #[test]
-    #[allow(clippy::print_stdout)]
     fn recorded_evidence_is_judged() {
-        let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
-        let folder = std::env::var_os("CLOISTER_VECTORS").map_or(beside, PathBuf::from);
-        if !folder.is_dir() {
-            println!("NOT RUN: {} is absent; set CLOISTER_VECTORS", folder.display());
-            return;
-        }
+        let Some(folder) = vectors::folder() else { return };
         let dir = tempfile::tempdir().unwrap();
         let rule = dir.path().join("rule.toml");
         let text =

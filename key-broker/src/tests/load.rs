@@ -93,9 +93,8 @@ fn ten_thousand_handshakes_do_not_grow_the_broker() {
     assert!(number("KiB, ") <= 2000, "{line}");
 }
 
-/// `cargo test --release -p key-broker benchmark -- --ignored --nocapture`: handshakes a second on one thread, and the share of it that
-/// is signature arithmetic: the broker signs one token (ES256) for each. Evidence of a TEE adds its own verification, which the benchmark
-/// of `attestation` has.
+/// Part of `make bench`: handshakes a second on one thread, and the share of it that is signature arithmetic: the broker signs one token
+/// (ES256) for each. Evidence of a TEE adds its own verification.
 #[tokio::test]
 #[ignore = "a benchmark"]
 async fn benchmark() {

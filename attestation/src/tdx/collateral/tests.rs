@@ -1,7 +1,6 @@
 use super::*;
 use crate::{
     Verifier,
-    recorded::{folder, read},
     tdx::{TdxEvidence, TdxVerifier},
 };
 use std::{
@@ -13,6 +12,7 @@ use tokio::{
     net::TcpListener,
 };
 use transport::TcpDialer;
+use vectors::{folder, read};
 
 /// 2025-07-01, when the recorded collateral was valid.
 const THEN: u64 = 1_751_328_000;

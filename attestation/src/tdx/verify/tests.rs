@@ -1,11 +1,9 @@
 //! The verifier against recorded quotes of real machines, with the collateral of their time.
 
 use super::*;
-use crate::{
-    recorded::{folder, read},
-    tdx::{Requirements, collateral},
-};
+use crate::tdx::{Requirements, collateral};
 use std::path::Path;
+use vectors::{folder, read};
 
 /// When each collateral was valid, seconds since 1970: 2025-07-01, 2026-03-01, 2025-11-13.
 const SUMMER_2025: u64 = 1_751_328_000;

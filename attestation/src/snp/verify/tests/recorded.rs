@@ -2,7 +2,6 @@
 
 use crate::{
     EvidenceError, Verifier,
-    recorded::{folder, read},
     snp::{
         Generation, Report, Requirements, SigningKey, SnpVerifier,
         evidence::{CertType, Certificate, KnownCert, SnpEvidence},
@@ -11,6 +10,7 @@ use crate::{
 };
 use serde_json::Value;
 use std::path::Path;
+use vectors::{folder, read};
 
 /// 2026-11-25.
 const THEN: u64 = 1_795_000_000;
