@@ -127,16 +127,20 @@ pub(crate) fn executable(dynamic: bool) -> Vec<u8> {
     out
 }
 
-/// A kernel module: an ELF object with `.shstrtab` and `.modinfo`.
+/// Length of a module's type information.
+pub(crate) const TYPES: usize = 150;
+
+/// A kernel module: an ELF object with `.shstrtab`, `.BTF` and `.modinfo`.
 pub(crate) fn module(name: &str, depends: &[&str]) -> Vec<u8> {
-    let strings = b".shstrtab\0.modinfo\0";
+    let strings = b".shstrtab\0.modinfo\0.BTF\0";
     let modinfo = format!("license=GPL\0depends={}\0name={name}\0vermagic={VERSION} SMP\0", depends.join(","));
-    let (at_strings, at_modinfo) = (64, 64 + strings.len());
+    let (at_strings, at_types, at_modinfo) = (64, 64 + strings.len(), 64 + strings.len() + TYPES);
     let shoff = at_modinfo + modinfo.len();
-    let mut out = elf_header(1, 0, shoff as u64, 2);
+    let mut out = elf_header(1, 0, shoff as u64, 3);
     out.extend_from_slice(strings);
+    out.resize(at_modinfo, 7);
     out.extend_from_slice(modinfo.as_bytes());
-    for (name, offset, size) in [(0u32, at_strings, strings.len()), (10, at_modinfo, modinfo.len())] {
+    for (name, offset, size) in [(0u32, at_strings, strings.len()), (19, at_types, TYPES), (10, at_modinfo, modinfo.len())] {
         let start = out.len();
         out.extend_from_slice(&name.to_le_bytes());
         out.resize(start + 24, 0);

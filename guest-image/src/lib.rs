@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cpio;
+mod elf;
 pub mod initramfs;
 pub mod kernel;
 pub mod manifest;

@@ -3,11 +3,8 @@
 //! A package that was not installed has no `modules.dep` (depmod makes that), so we read what depmod reads: the `.modinfo`
 //! section of the ELF file, NUL-separated `key=value` texts (`include/linux/module.h`, `MODULE_INFO`).
 
-use crate::vmlinux::{read_u16, read_u32, read_u64};
+use crate::elf;
 use thiserror::Error;
-
-/// Most sections of a module that we look at; the largest of Debian's have some hundred.
-const MAX_SECTIONS: usize = 4096;
 
 /// Why a module could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -47,34 +44,10 @@ pub fn parse(module: &[u8]) -> Result<Modinfo, ModinfoError> {
     Ok(info)
 }
 
-/// ELF64: e_shoff at 40, e_shentsize at 58, e_shnum at 60, e_shstrndx at 62; in a section header, sh_name at 0, sh_offset at 24 and
-/// sh_size at 32.
 fn find_modinfo(module: &[u8]) -> Result<&[u8], ModinfoError> {
-    let bad = || ModinfoError::NotElf;
-    if !module.starts_with(b"\x7fELF\x02\x01\x01") || read_u16(module, 18) != Some(62) {
-        return Err(bad());
-    }
-    let table = read_u64(module, 40).ok_or_else(bad)?;
-    let size = usize::from(read_u16(module, 58).ok_or_else(bad)?);
-    let count = usize::from(read_u16(module, 60).ok_or_else(bad)?);
-    let names = usize::from(read_u16(module, 62).ok_or_else(bad)?);
-    if count > MAX_SECTIONS || names >= count {
-        return Err(bad());
-    }
-    let header = |index: usize| table.checked_add(index * size);
-    let body = |at: usize| {
-        let (offset, length) = (read_u64(module, at.checked_add(24)?)?, read_u64(module, at.checked_add(32)?)?);
-        module.get(offset..offset.checked_add(length)?)
-    };
-    let names = header(names).and_then(body).ok_or_else(bad)?;
-    for index in 0..count {
-        let at = header(index).ok_or_else(bad)?;
-        let name = read_u32(module, at).ok_or_else(bad)? as usize;
-        if names.get(name..).is_some_and(|n| n.starts_with(b".modinfo\0")) {
-            return body(at).ok_or_else(bad);
-        }
-    }
-    Err(ModinfoError::NotModule)
+    let sections = elf::sections(module).ok_or(ModinfoError::NotElf)?;
+    let section = sections.iter().find(|section| section.name == b".modinfo").ok_or(ModinfoError::NotModule)?;
+    section.contents(module).ok_or(ModinfoError::NotElf)
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Which kernel modules the guest carries, and in which order it loads them.
 
-use crate::modinfo::{self, ModinfoError};
+use crate::{
+    elf,
+    modinfo::{self, ModinfoError},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -200,7 +203,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>, ModulesError> {
         return Err(ModulesError::TooLarge { path: path.to_owned() });
     }
     data.truncate(unsigned_len(&data));
-    Ok(data)
+    Ok(elf::without_types(data))
 }
 
 /// Length without the appended signature (`include/linux/module_signature.h`): the signature, a `struct module_signature` of twelve

@@ -53,7 +53,7 @@ const BANNED: [(&str, &str, &str); 14] = [
 const MAX_CRATES: usize = 400;
 
 /// Which of our crates each may use. Dependencies point one way; nothing on the host's side has the guest's agent in it.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("protocol", &[]),
     ("transport", &[]),
     ("policy", &["transport"]),
@@ -67,6 +67,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("cloister-agent", &["protocol", "image", "attestation", "policy", "transport"]),
     ("cloister", &["runtime", "image", "attestation", "policy", "key-broker", "guest-image", "transport"]),
     ("tests", &[]),
+    ("vectors", &[]),
 ];
 
 fn metadata() -> Result<Value> {

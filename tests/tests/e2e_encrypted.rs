@@ -2,12 +2,14 @@
 
 #![allow(clippy::print_stdout, reason = "a test of many checks says where it is")]
 
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::bed::{Bed, POLICY, Setup};
 use tests::broker::{Broker, Release};
 use tests::configuration::Initdata;
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
             another_measurement_is_refused_the_key,
             no_initdata_no_key,
             the_policy_decides_on_exec_and_overrides,
+            a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else,
             skopeos_image_runs_signed_and_for_a_private_key_in_the_broker,
             an_image_that_is_not_signed_as_the_owner_wants_is_refused,
         ],
@@ -50,12 +53,12 @@ fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Resul
     let plain = bed.layout(&image, "secret")?;
     ensure!(search(&[&plain.directory], secret.as_bytes())?.files.len() == 1, "the search does not find the secret in the plain image");
     let file = bed.base().join("own.initdata");
-    std::fs::write(&file, &initdata.text)?;
+    fs::write(&file, &initdata.text)?;
     let release = Release { key: "kbs:///tests/image/secret", initdata: &file, tee: "sample", launch_measurement: None };
     let sealed = broker.encrypt(&plain, "1", &release)?;
     ensure!(sealed.digests()?.layers.len() == 10, "not ten layers");
     let reference = bed.provide(&sealed, "secret")?;
-    std::fs::remove_dir_all(&plain.directory)?;
+    fs::remove_dir_all(&plain.directory)?;
 
     let (id, annotation) = (bed.id("secret"), initdata.annotation()?);
     let run = Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() };
@@ -123,7 +126,7 @@ fn another_measurement_is_refused_the_key(bed: &Bed) -> Result<()> {
     let initdata = bed.initdata(POLICY);
     let layout = bed.layout(&Image::busybox("echo it ran")?, "measured")?;
     let file = bed.base().join("measured.initdata");
-    std::fs::write(&file, &initdata.text)?;
+    fs::write(&file, &initdata.text)?;
     let release =
         Release { key: "kbs:///tests/image/measured", initdata: &file, tee: "sample", launch_measurement: Some(&"00".repeat(48)) };
     let reference = bed.provide(&bed.broker.encrypt(&layout, "1", &release)?, "measured")?;
@@ -157,21 +160,76 @@ fn the_policy_decides_on_exec_and_overrides(bed: &Bed) -> Result<()> {
     ensure!(allowed.text() == "allowed\n", "{allowed:?}");
     ensure!(!denied.status.success() && denied.stdout.is_empty(), "{denied:?}");
     ensure!(denied.stderr.contains("denied by policy") && denied.stderr.contains("allow.exec"), "{denied:?}");
-    bed.nothing_of(&id)?;
+    bed.nothing_of(&id)
+}
 
-    // In one VM: what the host may not run, and what it may not bring in.
-    let pod = Pod::start(bed, "denied", &reference, Some(&annotation))?;
-    let mut mount = pod.spec("cat /etc/conf");
-    let file = bed.configuration_file();
-    let bind = json!({"destination": "/etc/conf", "type": "bind", "source": file, "options": ["rbind", "ro"]});
-    mount["mounts"].as_array_mut().context("mounts")?.push(bind);
-    for (name, spec, rule) in [("args", pod.spec("cat /etc/passwd"), "allow.args"), ("mount", mount, "allow.copy_in")] {
+/// What the container of the manifest does. Its standard input is there because ctr always connects one.
+const SCRIPT: &str = "cat /etc/conf/key; touch /cache/x && echo writable; touch /etc/conf/y 2>/dev/null || echo read-only";
+
+/// Written from a manifest, with the content of its ConfigMap; in one VM: what the manifest says runs, and nothing else, nor anything else in
+/// its place.
+fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Result<()> {
+    let reference = bed.plain(&Image::busybox("sleep 3600")?, "manifest")?;
+    let (manifest, policy) = (bed.base().join("pod.yaml"), bed.base().join("pod.policy.toml"));
+    let text = format!(
+        "kind: ConfigMap\nmetadata: {{name: conf}}\ndata: {{key: \"bound\\n\"}}\n---\n\
+         kind: Pod\nmetadata: {{name: app}}\nspec:\n  automountServiceAccountToken: false\n  containers:\n  - name: app\n    image: {reference}\n\
+         \x20   command: [/bin/sh, -c, {SCRIPT:?}]\n    securityContext: {{allowPrivilegeEscalation: false}}\n\
+         \x20   stdin: true\n\
+         \x20   volumeMounts: [{{name: conf, mountPath: /etc/conf}}, {{name: cache, mountPath: /cache}}]\n\
+         \x20 volumes: [{{name: conf, configMap: {{name: conf}}}}, {{name: cache, emptyDir: {{}}}}]\n"
+    );
+    fs::write(&manifest, text)?;
+    let (cloister, registry) = (place::ours("cloister")?, reference.split('/').next().unwrap_or_default());
+    let (manifest, policy) = (manifest.display().to_string(), policy.display().to_string());
+    tool(&cloister, &["policy", "generate", &manifest, "--bind-files", "--plain-http", registry, "--out", &policy])?;
+    tool(&cloister, &["policy", "check", &policy, "--pod", &manifest, "--plain-http", registry])?;
+
+    // Its volumes as kubelet makes them, and one whose content was changed.
+    let volumes = bed.base().join("kubelet/pods/0a1b/volumes");
+    let cache = volumes.join("kubernetes.io~empty-dir/cache");
+    fs::create_dir_all(&cache)?;
+    let config_map = |name: &str, content: &str| -> Result<PathBuf> {
+        let directory = volumes.join("kubernetes.io~configmap").join(name);
+        fs::create_dir_all(directory.join("..1"))?;
+        fs::write(directory.join("..1/key"), content)?;
+        symlink("..1", directory.join("..data"))?;
+        symlink("..data/key", directory.join("key"))?;
+        Ok(directory)
+    };
+    let (good, evil) = (config_map("conf", "bound\n")?, config_map("evil", "other\n")?);
+
+    let initdata = bed.initdata(&fs::read_to_string(&policy)?);
+    let pod = Pod::start(bed, "manifest", &reference, Some(&initdata.annotation()?))?;
+    let bind = |source: &Path, destination: &str, options: &[&str]| {
+        let options = [&["rbind", "rprivate"], options].concat();
+        json!({"destination": destination, "type": "bind", "source": source, "options": options})
+    };
+    let with = |script: &str, binds: &[Value]| -> Result<Value> {
+        let mut spec = pod.spec(script);
+        spec["mounts"].as_array_mut().context("mounts")?.extend(binds.iter().cloned());
+        Ok(spec)
+    };
+    let cached = bind(&cache, "/cache", &["rw"]);
+    let valid = [bind(&good, "/etc/conf", &["ro"]), cached.clone()];
+    let seen = pod.run("valid", &with(SCRIPT, &valid)?)?;
+    ensure!(seen.text() == "bound\nwritable\nread-only\n", "{seen:?}");
+    let content = format!("file /etc/conf/key with content {}", tests::oci::digest(b"other\n"));
+    for (name, spec, rule) in [
+        ("args", with("cat /etc/passwd", &valid)?, "command line"),
+        ("content", with(SCRIPT, &[bind(&evil, "/etc/conf", &["ro"]), cached.clone()])?, content.as_str()),
+        ("place", with(SCRIPT, &[bind(&good, "/etc", &["ro"]), cached.clone()])?, "files at /etc"),
+        ("absent", with(SCRIPT, std::slice::from_ref(&cached))?, "/etc/conf"),
+        ("empty", with(SCRIPT, &[bind(&cache, "/etc/conf", &["rw"]), cached])?, "without file /etc/conf/key"),
+    ] {
         let refused = pod.run(name, &spec)?;
-        ensure!(!refused.status.success() && refused.stdout.is_empty(), "it ran: {refused:?}");
-        ensure!(refused.stderr.contains("denied by policy") && refused.stderr.contains(rule), "{refused:?}");
+        ensure!(!refused.status.success() && refused.stdout.is_empty(), "{name}: it ran: {refused:?}");
+        ensure!(refused.stderr.contains("denied by policy") && refused.stderr.contains(rule), "{name}: {refused:?}");
         ensure!(refused.stderr.trim_end().lines().count() == 1, "not one line: {}", refused.stderr);
         println!("  {name}: {}", refused.stderr.trim_end());
     }
+    let again = pod.run("again", &with(SCRIPT, &valid)?)?;
+    ensure!(again.text() == "bound\nwritable\nread-only\n", "a refusal took the place of what may run: {again:?}");
     pod.end()
 }
 
@@ -182,13 +240,16 @@ fn tool(program: &Path, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// containers' policy.json, inside the initdata: everything is to be signed with the key that the broker has.
-const SIGNED: &str = r#"image_security_policy = "{\"default\":[{\"type\":\"sigstoreSigned\",\"keyPath\":\"kbs:///tests/cosign/pub\"}]}""#;
+/// containers' policy.json, inside the initdata: everything is to be signed with the key that is this resource of the broker.
+fn signed(key: &str) -> String {
+    let requirement = json!({"default": [{"type": "sigstoreSigned", "keyPath": key}]});
+    format!("image_security_policy = {:?}", requirement.to_string())
+}
 
 /// What others made: skopeo encrypts for an RSA key, which the owner keeps in the broker; the ciphertext is signed in cosign's formats.
 fn skopeos_image_runs_signed_and_for_a_private_key_in_the_broker(bed: &Bed) -> Result<()> {
     let directory = bed.base().join("jwe");
-    std::fs::create_dir_all(&directory)?;
+    fs::create_dir_all(&directory)?;
     let path = |name: &str| directory.join(name).display().to_string();
     let (openssl, skopeo, cloister) = (Path::new("openssl"), Path::new("skopeo"), place::ours("cloister")?);
     tool(openssl, &["genrsa", "-out", &path("private.pem"), "2048"])?;
@@ -206,10 +267,10 @@ fn skopeos_image_runs_signed_and_for_a_private_key_in_the_broker(bed: &Bed) -> R
     tool(&cloister, &["image", "sign", &place, "--key", &path("cosign.key"), "--plain-http", registry])?;
     tool(&cloister, &["image", "verify", &place, "--key", &path("cosign.pub"), "--plain-http", registry])?;
 
-    let settings = format!("[image]\nimage_decryption_keys = [\"kbs:///tests/jwe/private\"]\n{SIGNED}\n");
+    let settings = format!("[image]\nimage_decryption_keys = [\"kbs:///tests/jwe/private\"]\n{}\n", signed("kbs:///tests/cosign/jwe"));
     let initdata = bed.initdata(POLICY).with_file("cdh.toml", &settings);
     bed.broker.put("kbs:///tests/jwe/private", &directory.join("private.pem"), &initdata)?;
-    bed.broker.put("kbs:///tests/cosign/pub", &directory.join("cosign.pub"), &initdata)?;
+    bed.broker.put("kbs:///tests/cosign/jwe", &directory.join("cosign.pub"), &initdata)?;
     let (id, annotation) = (bed.id("jwe"), initdata.annotation()?);
     let finished = bed.ctr().run(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() })?;
     ensure!(finished.text() == "opened\n", "{finished:?}");
@@ -218,10 +279,10 @@ fn skopeos_image_runs_signed_and_for_a_private_key_in_the_broker(bed: &Bed) -> R
 
 fn an_image_that_is_not_signed_as_the_owner_wants_is_refused(bed: &Bed) -> Result<()> {
     let reference = bed.plain(&Image::busybox("echo it ran")?, "unsigned")?;
-    let initdata = bed.initdata(POLICY).with_file("cdh.toml", &format!("[image]\n{SIGNED}\n"));
+    let initdata = bed.initdata(POLICY).with_file("cdh.toml", &format!("[image]\n{}\n", signed("kbs:///tests/cosign/other")));
     let key = bed.base().join("unsigned");
     tool(&place::ours("cloister")?, &["image", "keygen", &key.display().to_string()])?;
-    bed.broker.put("kbs:///tests/cosign/pub", &key.with_extension("pub"), &initdata)?;
+    bed.broker.put("kbs:///tests/cosign/other", &key.with_extension("pub"), &initdata)?;
     let (id, annotation) = (bed.id("unsigned"), initdata.annotation()?);
     bed.refused(
         &Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() },

@@ -173,7 +173,7 @@ fn a_test_that_is_gone_is_missed() -> Result<()> {
         "image::nothing",
         "scripts/nothing",
         "make nothing",
-        "tree",
+        "nothing_of_the_tree",
         "/etc/passwd",
     ] {
         assert!(!tree.has(name), "{name}");

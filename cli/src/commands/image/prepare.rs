@@ -19,6 +19,8 @@ use std::{
 use tonic::Code;
 
 const SNAPSHOTS: &str = "/containerd.services.snapshots.v1.Snapshots/";
+/// How often it is begun anew.
+const ATTEMPTS: usize = 10;
 const CONTENT_UPDATE: &str = "/containerd.services.content.v1.Content/Update";
 
 /// Tell containerd that an image's layers need no unpacking on this host
@@ -63,12 +65,24 @@ async fn prepare(args: &Args) -> Result<usize> {
     announce(&client, &args.snapshotter, "", lowest).await?;
     // Then the reference, then what it refers to: the other way round containerd's garbage collector could come in between.
     refer(&client, &manifest.config.digest, &args.snapshotter, top).await?;
-    let mut parent = String::new();
-    for id in &chain {
-        announce(&client, &args.snapshotter, &parent, id).await?;
-        parent.clone_from(id);
+    for _ in 0..ATTEMPTS {
+        if announce_all(&client, &args.snapshotter, &chain).await? {
+            return Ok(chain.len());
+        }
     }
-    Ok(chain.len())
+    bail!("containerd's garbage collector took the snapshots away {ATTEMPTS} times while they were made: run the command again")
+}
+
+/// Whether all are there. What the image refers to is the last: until it is made, the garbage collector may take those below it.
+async fn announce_all(client: &Client, snapshotter: &str, chain: &[String]) -> Result<bool> {
+    let mut parent = "";
+    for id in chain {
+        if !announce(client, snapshotter, parent, id).await? {
+            return Ok(false);
+        }
+        parent = id;
+    }
+    Ok(true)
 }
 
 /// The label by which an image keeps its snapshots from containerd's garbage collector; clients put it on the config too.
@@ -82,7 +96,8 @@ async fn refer(client: &Client, config: &Digest, snapshotter: &str, top: &str) -
     answer.map(drop).with_context(|| format!("{config} is not in containerd's content store: fetch the image anew"))
 }
 
-async fn announce(client: &Client, snapshotter: &str, parent: &str, chain_id: &str) -> Result<()> {
+/// Makes a snapshot, unless it is there; false if its parent is not.
+async fn announce(client: &Client, snapshotter: &str, parent: &str, chain_id: &str) -> Result<bool> {
     let key = extraction_key(chain_id);
     let request = pb::PrepareRequest {
         snapshotter: snapshotter.to_owned(),
@@ -94,9 +109,9 @@ async fn announce(client: &Client, snapshotter: &str, parent: &str, chain_id: &s
     let path = PathAndQuery::try_from(format!("{SNAPSHOTS}Prepare"))?;
     let answer: Result<Option<pb::MountsResponse>, _> = client.get("Snapshots.Prepare", chain_id, path, request).await;
     match answer {
-        Err(ContainerdError::Call { status, .. }) if status.code() == Code::AlreadyExists => Ok(()),
+        Err(ContainerdError::Call { status, .. }) if status.code() == Code::AlreadyExists => Ok(true),
         Err(error) => Err(error.into()),
-        Ok(None) => bail!("snapshot {parent} went away meanwhile: run the command again"),
+        Ok(None) => Ok(false),
         Ok(Some(_)) => {
             // Another kind of snapshotter took it for an order to make a snapshot.
             let request = pb::KeyRequest { snapshotter: snapshotter.to_owned(), key, ..Default::default() };
