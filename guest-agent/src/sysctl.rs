@@ -23,7 +23,7 @@ const SAFE: &[&str] = &[
     "net.ipv4.tcp_wmem",
 ];
 /// Those of an IPC namespace (ipc_namespaces(7)).
-const IPC: &[&str] = &[
+pub const IPC: &[&str] = &[
     "kernel.msgmax",
     "kernel.msgmnb",
     "kernel.msgmni",

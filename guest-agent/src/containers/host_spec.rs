@@ -6,6 +6,7 @@
 //! annotations, labels of security modules. Refused: what the guest cannot or must not do, with one line.
 
 use super::{devices::Access, mounts::Mounts, pod::Shares};
+use crate::sysctl;
 use oci_spec::runtime::{
     Capability, Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources,
     LinuxSeccomp, Process, Spec,
@@ -87,18 +88,6 @@ pub struct HostSpec {
     /// Where it wants disks; each has to be announced as a volume.
     pub disks: Vec<String>,
 }
-
-/// IPC parameters that belong to the namespace (ipc_namespaces(7)).
-const IPC_SYSCTLS: &[&str] = &[
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
 
 impl HostSpec {
     /// Reads a spec; every list has a bound and no string can end early.
@@ -274,7 +263,7 @@ pub(super) fn path_text(name: &'static str, path: &Path) -> Result<String, SpecE
 fn is_sysctl(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let of_namespace = name.starts_with("fs.mqueue.") || name.starts_with("net.");
-    IPC_SYSCTLS.contains(&name) || (of_namespace && name.len() <= 256 && !name.contains("..") && name.bytes().all(plain))
+    sysctl::IPC.contains(&name) || (of_namespace && name.len() <= 256 && !name.contains("..") && name.bytes().all(plain))
 }
 
 fn is_value(value: &str) -> bool {
