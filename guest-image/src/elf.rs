@@ -8,6 +8,8 @@ const MAX_SECTIONS: usize = 4096;
 /// Offset of the field `e_shoff` in a file, and of `sh_offset` in a section's header.
 const TABLE: usize = 40;
 const OFFSET: usize = 24;
+/// Length of a section's header.
+const HEADER: usize = 64;
 /// `sh_type` of a section that takes no room in the file.
 const NOBITS: u32 = 8;
 /// A section of type information (Documentation/bpf/btf.rst).
@@ -43,12 +45,13 @@ pub(crate) fn sections(object: &[u8]) -> Option<Vec<Section<'_>>> {
     }
     let table = read_u64(object, TABLE)?;
     let (size, count, names) = (read_u16(object, 58)?, read_u16(object, 60)?, read_u16(object, 62)?);
-    if usize::from(count) > MAX_SECTIONS {
+    if usize::from(count) > MAX_SECTIONS || names >= count {
         return None;
     }
     let section = |index: u16| {
         let header = table.checked_add(usize::from(index) * usize::from(size))?;
-        let length = read_u64(object, header.checked_add(32)?)?;
+        object.get(header..header.checked_add(HEADER)?)?;
+        let length = read_u64(object, header + 32)?;
         let size = if read_u32(object, header + 4)? == NOBITS { 0 } else { length };
         Some(Section { name: b"", header, offset: read_u64(object, header + OFFSET)?, size })
     };
@@ -81,13 +84,13 @@ fn plan(module: &[u8]) -> Option<(Range<usize>, Range<usize>, Vec<usize>)> {
     let types = sections.iter().find(|section| section.name == TYPES)?;
     let contents = types.range()?;
     let cut = contents.start..contents.start + types.size / ALIGNMENT * ALIGNMENT;
-    let header = types.header..types.header.checked_add(64)?;
+    let header = types.header..types.header + HEADER;
     let table = read_u64(module, TABLE)?;
     let overlap = sections.iter().any(|other| {
         other.header != types.header && other.size > 0 && other.range().is_none_or(|r| r.start < contents.end && r.end > contents.start)
     });
     // The table lies behind everything else, as every linker has it.
-    if cut.is_empty() || overlap || table < contents.end || header.end > module.len() {
+    if cut.is_empty() || overlap || table < contents.end {
         return None;
     }
     let behind = sections.iter().filter(|section| section.offset >= contents.end).map(|section| section.header + OFFSET);
