@@ -19,8 +19,8 @@ const BLOCK: &str = "srv/block";
 const LINES: usize = (1 << 16) + 1;
 /// How long the reader stands still: a writer that did not stand still with it would have to keep tens of MiB somewhere.
 const STILL: Duration = Duration::from_secs(3);
-/// What a shim may grow by, in MiB: its heap keeps pages of the first chunks.
-const SLACK: f64 = 3.0;
+/// What a shim may grow by, in MiB: its heap keeps pages of chunks on their way. What it took in while the reader stood still would be more.
+const SLACK: f64 = 8.0;
 /// Most that the agent may have resident afterwards, in MiB.
 const AGENT: f64 = 16.0;
 

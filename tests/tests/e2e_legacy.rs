@@ -287,8 +287,9 @@ fn a_privileged_container_is_root_of_the_guest_only(_: &Bed, pod: &Pod<'_>) -> R
 }
 
 fn a_container_out_of_memory_is_said_to_be(bed: &Bed, pod: &Pod<'_>) -> Result<()> {
-    // The kernel kills one process, and the first one lives on: it is told at once.
-    let mut spec = pod.spec("head -c 200000000 /dev/zero | tail -n 1; exec sleep 3600");
+    // The kernel kills one process, and the first one lives on: it is told at once. The first one waits without a further program, for which
+    // there may be no memory yet.
+    let mut spec = pod.spec("mkfifo /dev/shm/wait; head -c 200000000 /dev/zero | tail -n 1; read -r line </dev/shm/wait");
     spec["linux"]["resources"]["memory"] = json!({"limit": 20000000});
     let id = pod.detach("hungry", &spec)?;
     let deadline = Instant::now() + END;
