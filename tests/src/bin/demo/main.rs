@@ -11,7 +11,7 @@ mod story;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tests::bed::{Bed, POLICY, Setup};
 use tests::oci::Layout;
 use tests::place;
@@ -102,7 +102,7 @@ fn acts(story: &mut Story, bed: &Bed) -> Result<()> {
     look_for_secret(story, bed, &plain, &secret)
 }
 
-/// The node has manifest and config only: for the layers the guest asks the registry, through the courier.
+/// The node has manifest and config only: for the layers the guest asks the registry, through the courier and its cache.
 fn flip_at_registry(story: &mut Story, bed: &Bed, image: &Layout) -> Result<()> {
     let digests = image.digests()?;
     let layer = &digests.layers[digests.layers.len() - 1];
@@ -112,6 +112,9 @@ fn flip_at_registry(story: &mut Story, bed: &Bed, image: &Layout) -> Result<()> 
     content[middle] ^= 1;
     std::fs::write(&path, content)?;
     story.fact(&format!("byte {middle} of {layer} is another one now"));
+    let cached = bed.configuration.cache.join(layer.strip_prefix("sha256:").unwrap_or(layer));
+    std::fs::remove_file(&cached).with_context(|| cached.display().to_string())?;
+    story.fact("the node's cache, which has the right one from before, has forgotten it");
     Ok(())
 }
 
