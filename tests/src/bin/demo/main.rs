@@ -1,7 +1,7 @@
 //! `make demo`: the main job, told so that a newcomer understands it.
 //!
 //! An image is encrypted, its key goes to a key broker under a rule, and a node that nobody trusts runs it: the key leaves the broker only
-//! for a guest that proves what it is. Then three ways in which it refuses, and a search of everything that the node stored.
+//! for a guest that proves what it is. Then two ways in which it refuses, and a search of everything that the node stored.
 
 #![allow(clippy::print_stdout, reason = "it talks to the person in front of the terminal")]
 
