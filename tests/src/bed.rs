@@ -52,6 +52,8 @@ pub struct Bed {
     /// The broker.
     pub broker: Broker,
     snapshotter: Mutex<Daemon>,
+    /// Held while an image is made and pushed: tests side by side make the same one in the same place.
+    images: Mutex<()>,
     containerd: Containerd,
     pods: Option<(Cri, Node)>,
     watch: Watch,
@@ -108,7 +110,19 @@ impl Bed {
         let pods = connected.transpose()?;
         let version = setup.containerd.to_owned();
         watch.is_idle();
-        Ok(Self { base, version, configuration, registry, broker, snapshotter, containerd, pods, watch, count: AtomicUsize::new(0) })
+        Ok(Self {
+            base,
+            version,
+            configuration,
+            registry,
+            broker,
+            snapshotter,
+            images: Mutex::new(()),
+            containerd,
+            pods,
+            watch,
+            count: AtomicUsize::new(0),
+        })
     }
 
     /// Its directory.
@@ -158,6 +172,7 @@ impl Bed {
 
     /// Pushes an image as it is and pulls it; returns its reference.
     pub fn plain(&self, image: &Image, name: &str) -> Result<String> {
+        let _turn = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         self.provide(&self.layout(image, name)?, name)
     }
 
@@ -184,6 +199,7 @@ impl Bed {
 
     /// Encrypts, pushes and pulls an image; returns its reference.
     pub fn encrypted(&self, image: &Image, name: &str, initdata: &Initdata) -> Result<String> {
+        let _turn = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         self.provide(&self.encrypt(image, name, initdata)?, name)
     }
 
