@@ -1,7 +1,11 @@
 //! The shim's socket: bound by `start`, handed to the daemon, unlinked at its end.
+//!
+//! A daemon that is killed leaves its socket to `delete`. One that is killed before containerd has connected to it leaves it to nobody:
+//! containerd then removes the bundle and runs no `delete`. Every `start` therefore removes what it finds dead.
 
 use nix::fcntl::{Flock, FlockArg};
 use std::{
+    collections::HashSet,
     fs::{self, DirBuilder, File, Permissions},
     io,
     os::unix::{
@@ -11,6 +15,9 @@ use std::{
     path::{Path, PathBuf},
 };
 use thiserror::Error;
+
+/// The unix sockets of this network namespace, a line each, whose last word is the path it is bound to (proc(5)).
+const BOUND: &str = "/proc/net/unix";
 
 /// The socket cannot be had.
 #[derive(Debug, Error)]
@@ -32,7 +39,7 @@ pub enum Claim {
 /// Binds the group's socket, unless its shim is there.
 ///
 /// The folder is locked meanwhile: of two `start`s that find a dead shim's socket, the second would else unlink what the first
-/// has just bound, and the group would have two shims.
+/// has just bound, and the group would have two shims. Other groups' dead sockets go too.
 pub fn claim(path: &Path) -> Result<Claim, SocketError> {
     let failed = |source| SocketError { path: path.to_owned(), source };
     let dir = path.parent().unwrap_or(Path::new("/"));
@@ -51,6 +58,7 @@ pub fn claim(path: &Path) -> Result<Claim, SocketError> {
     };
     // A pathname, never an abstract name (CVE-2020-15257), and for nobody but us.
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    sweep(dir);
     Ok(Claim::Bound(listener))
 }
 
@@ -67,8 +75,19 @@ pub fn remove_all_dead(dir: &Path) {
     // Locked, as by `claim`: what is bound and does not listen yet answers nobody either.
     let Ok(folder) = File::open(dir) else { return };
     let Ok(_lock) = Flock::lock(folder, FlockArg::LockExclusive) else { return };
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        remove_dead(&entry.path());
+    sweep(dir);
+}
+
+/// The same, with the lock held.
+fn sweep(dir: &Path) {
+    // One reading of the kernel's list spares every living shim a caller that hangs up at once. The list is that of our network
+    // namespace, so that a socket which is not in it is dead only if nobody answers either.
+    let list = fs::read_to_string(BOUND).unwrap_or_default();
+    let bound: HashSet<&Path> = list.lines().filter_map(|line| line.split_whitespace().last().map(Path::new)).collect();
+    for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if !bound.contains(path.as_path()) {
+            remove_dead(&path);
+        }
     }
 }
 
@@ -98,7 +117,11 @@ mod tests {
         drop(UnixListener::bind(&dead).unwrap());
         remove_all_dead(&dir.path().join("s"));
         assert!(path.exists() && !dead.exists());
-        drop(living);
+        // A shim that nobody deletes leaves its socket to the next one's start.
+        drop(UnixListener::bind(&dead).unwrap());
+        let Claim::Bound(other) = claim(&dir.path().join("s/other")).unwrap() else { panic!("served by nobody") };
+        assert!(path.exists() && !dead.exists());
+        drop((living, other));
         remove_dead(&path);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let Claim::Bound(_listener) = claim(&path).unwrap() else { panic!("served by nobody") };
