@@ -208,6 +208,8 @@ impl Bed {
         let finished = self.ctr().run(run)?;
         ensure!(!finished.status.success() && finished.stdout.is_empty(), "it ran: {finished:?}");
         ensure!(finished.stderr.trim_end().lines().count() == 1, "not one line: {}", finished.stderr);
+        let parts: Vec<&str> = finished.stderr.trim_end().split(": ").collect();
+        ensure!(parts.windows(2).all(|pair| pair[0] != pair[1]), "says something twice: {}", finished.stderr);
         for word in words {
             ensure!(finished.stderr.contains(word), "'{word}' is not in: {}", finished.stderr);
         }
