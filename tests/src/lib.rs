@@ -15,6 +15,7 @@ pub mod configuration;
 pub mod containerd;
 pub mod cri;
 pub mod crio;
+pub mod crowd;
 pub mod ctr;
 pub mod daemon;
 pub mod flood;
