@@ -34,7 +34,7 @@ pub enum SpoolError {
     #[error("writing to scratch: {0}")]
     Write(#[source] io::Error),
     /// Length or digest.
-    #[error(transparent)]
+    #[error("{}", without_digest(.0))]
     Digest(#[from] DigestError),
     /// The HMAC.
     #[error(transparent)]
@@ -42,6 +42,15 @@ pub enum SpoolError {
     /// A plan for an encrypted layer without its key, or the other way round.
     #[error("the key does not go with the plan")]
     Key,
+}
+
+/// What [`DigestError`] says, for whoever names the layer himself.
+fn without_digest(error: &DigestError) -> String {
+    let text = error.to_string();
+    match error {
+        DigestError::Size { digest, .. } => text.trim_start_matches(&format!("{digest}: ")).to_owned(),
+        DigestError::Syntax(_) | DigestError::Mismatch { .. } => text,
+    }
 }
 
 /// Writes the blob of `plan` to `file`, from its start, and gives the file back, rewound, when length, digest and HMAC are right.
@@ -177,7 +186,9 @@ mod tests {
         let mut flipped = cipher.clone();
         flipped[CHUNK] ^= 1;
         assert!(matches!(run(&flipped, &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Mismatch { .. }))));
-        assert!(matches!(run(&cipher[..CHUNK], &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Size { .. }))));
+        let short = run(&cipher[..CHUNK], &plan, Some(&key)).await.unwrap_err();
+        assert!(matches!(short, SpoolError::Digest(DigestError::Size { .. })));
+        assert!(short.to_string().starts_with(&format!("{CHUNK} bytes came where ")), "{short}");
         let long = [cipher.as_slice(), &[0; CHUNK * 9]].concat();
         assert!(matches!(run(&long, &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Size { .. }))));
         assert!(matches!(run(&cipher, &plan, None).await, Err(SpoolError::Key)));
