@@ -7,7 +7,7 @@ use crate::{
     ocicrypt::{Kek, LayerKey, OcicryptError},
     plan::{self, LayerPlan, PlanError},
     spool::{self, SpoolError},
-    unpack::{self, Limits, Stats, UnpackError},
+    unpack::{self, Limits, Stats, UnpackError, Whiteouts},
 };
 use std::{
     fs::{self, File},
@@ -95,7 +95,8 @@ pub async fn unpack_image(
     for (number, plan) in plans.into_iter().enumerate() {
         let key = open_key(&plan, kek)?;
         let blob = layout.blob(&plan.descriptor.digest)?;
-        let (target, limits, places) = (target.to_owned(), limits.clone(), places.clone());
+        let limits = Limits { whiteouts: Whiteouts::of_layer(number), ..limits.clone() };
+        let (target, places) = (target.to_owned(), places.clone());
         jobs.spawn(async move {
             let _place = places.acquire().await;
             one_layer(number, plan, key, blob, &target, limits).await

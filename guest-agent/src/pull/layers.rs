@@ -12,7 +12,7 @@ use image::{
     ocicrypt::LayerKey,
     plan::LayerPlan,
     spool::{self, SpoolError},
-    unpack::{self, Devices, Limits, Stats, UnpackError},
+    unpack::{self, Devices, Limits, Stats, UnpackError, Whiteouts},
 };
 use log::{debug, warn};
 use sha2::{Digest as _, Sha256};
@@ -76,8 +76,10 @@ impl LayerStore {
             .into_iter()
             .zip(keys)
             .zip(&directories)
-            .map(|((plan, key), directory)| {
+            .enumerate()
+            .map(|(number, ((plan, key), directory))| {
                 let job = Job {
+                    number,
                     source: source.clone(),
                     plan,
                     key,
@@ -108,6 +110,8 @@ impl LayerStore {
 
 /// The way of one layer from its blob to its directory.
 struct Job {
+    /// Of the layer, 0 being the lowest.
+    number: usize,
     source: Arc<Source>,
     plan: LayerPlan,
     key: Option<LayerKey>,
@@ -167,7 +171,7 @@ impl Job {
         // On an error this removes what was unpacked so far.
         let mut layer = Fresh { directory, stats: Stats::default(), kept: false };
         // Device nodes of an image are never seen: /dev is made anew, and the root is mounted without devices.
-        let limits = Limits { devices: Devices::Skip, ..Limits::default() };
+        let limits = Limits { devices: Devices::Skip, whiteouts: Whiteouts::of_layer(self.number), ..Limits::default() };
         let unpacked = layer::unpack_layer(file, &self.plan, self.key.as_ref(), &layer.directory, &limits);
         layer.stats = unpacked.map_err(|error| match &error {
             LayerError::Unpack(UnpackError::System { source, .. }) if source.kind() == ErrorKind::StorageFull => format!("{error}: {ROOM}"),
@@ -307,6 +311,7 @@ mod tests {
         let source = Source::new(Arc::new(host), image::registry::Registry::new(http, options), reference);
         let source = source.with_pace(Pace { window: Duration::from_millis(300), least: 1 << 10 });
         let job = Job {
+            number: 0,
             source: Arc::new(source),
             plan: plan(BLOB),
             key: None,
