@@ -18,7 +18,7 @@ pub const SECRET: &str = "what every one of them reads and the node does not";
 /// Bytes of the image that nothing compresses, so that the download is long enough for others to come while it lasts.
 const NOISE: u32 = 8 << 20;
 /// Pods that are on their way up at the same time. More would wait for a processor, and run into limits of time, on a small machine.
-const STARTERS: usize = 8;
+const STARTERS: usize = 4;
 /// How long a container may take to say its first word.
 const SPEAKS: Duration = Duration::from_secs(300);
 
@@ -65,6 +65,13 @@ pub fn run(bed: &Bed, name: &str, count: usize) -> Result<Crowd> {
     })?;
     bed.cri()?.remove_image(&reference)?;
     Ok(Crowd { took, layers, memory_mib })
+}
+
+/// How many pods of `memory_mib` each the node holds, `wished` at most.
+pub fn room(memory_mib: u64, wished: usize) -> Result<usize> {
+    // A tenth is left to everybody else.
+    let room = usize::try_from(memory::available_mib()? / 10 * 9 / memory_mib.max(1))?;
+    Ok(room.clamp(1, wished))
 }
 
 /// A pod whose container has said all that it has to say.

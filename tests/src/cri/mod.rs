@@ -292,7 +292,9 @@ impl Pod<'_> {
 
     /// Starts a container that was created.
     pub fn start_created(&self, id: &str) -> Result<()> {
-        self.of_container::<pb::Empty>("StartContainer", id, 0).map(drop)
+        // It has its image fetched and unpacked in a guest.
+        let request = pb::ContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        self.cri.call::<_, pb::Empty>("RuntimeService/StartContainer", request, LONG).map(drop)
     }
 
     /// Runs a container to its end: its exit code.

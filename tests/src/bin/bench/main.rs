@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "it reports to the terminal")]
 
+mod crowd;
 mod floor;
 mod report;
 mod shim;
@@ -21,7 +22,7 @@ use tests::place;
 
 use crate::report::{Report, Unit};
 
-/// Rounds, unless the only argument says otherwise.
+/// Rounds, unless the only argument says otherwise; 0 for the pods of one image alone.
 const ROUNDS: u32 = 5;
 
 fn main() -> ExitCode {
@@ -41,11 +42,16 @@ fn measure() -> Result<()> {
     };
     let mut report = Report::default();
     sizes(&mut report)?;
+    if rounds == 0 {
+        crowd::measure(&mut report)?;
+        return report.finish(&place::build()?.join("bench"));
+    }
     let bed = Bed::start(&Setup { name: "bench", containerd: place::CONTAINERD_DEFAULT })?;
     let result = run_rounds(&bed, rounds, &mut report);
     let ended = bed.end();
     result?;
     ended?;
+    crowd::measure(&mut report)?;
     report.finish(&place::build()?.join("bench"))
 }
 

@@ -71,11 +71,14 @@ fn soak() -> Result<Vec<Growth>> {
 /// Fifty pods of one image, or as many as memory holds: the registry is asked once for each blob.
 fn one_image() -> Result<()> {
     let bed = Bed::start_with_cri(&Setup { name: "scw", containerd: place::CONTAINERD_NEWEST })?;
-    let count = usize::try_from(memory::available_mib()? / SANDBOX_MIB)?.clamp(2, PODS_OF_ONE_IMAGE);
-    let result = crowd::run(&bed, "crowd", count);
+    let result = crowd::run(&bed, "one", 1).and_then(|one| {
+        let count = crowd::room(one.memory_mib, PODS_OF_ONE_IMAGE)?;
+        let crowd = crowd::run(&bed, "crowd", count)?;
+        println!("{count} pods of one image, downloaded once, in {:.0} s", crowd.took.as_secs_f32());
+        Ok(())
+    });
     let ended = bed.end();
-    println!("{count} pods of one image, downloaded once, in {:.0} s", result?.took.as_secs_f32());
-    ended
+    result.and(ended)
 }
 
 /// Everybody dies at every call, each time in the life of another pod, on the containerd that is asked for pods by most, and on the newest.
