@@ -39,7 +39,7 @@ nerdctl: setup ## Build nerdctl below build/deps, for its tests (once)
 bench: guest ## Measure start-up, memory and sizes (table and JSON in build/bench), the image path, the broker
 	@$(AS_ROOT) $(TARGET)/bench
 	$(if $(AS_ROOT),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)") cargo bench --locked --workspace --bench pipeline
-	@cargo test --release --locked --quiet --workspace --lib load::benchmark -- --ignored --nocapture 2>&1 | grep handshakes
+	@cargo test --release --locked --quiet --workspace --lib benchmark -- --ignored --nocapture --test-threads 1 2>&1 | sed -n 's/^test .*\.\.\. //; /µs/p'
 
 soak: guest ## 200 sandboxes in sequence, many side by side, 500 execs, a GiB of output, kill -9 at every call (an hour)
 	@$(AS_ROOT) $(TARGET)/soak

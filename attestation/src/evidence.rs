@@ -1,6 +1,6 @@
 //! One trait for each side of evidence, so that a TEE is one file: an [`Attester`] in the guest, a [`Verifier`] at the broker.
 
-use crate::{kbs::Tee, report_data::ReportData, snp::SnpClaims, tdx::TdxClaims, tpm::TpmClaims};
+use crate::{images::Manifest, kbs::Tee, report_data::ReportData, snp::SnpClaims, tdx::TdxClaims, tpm::TpmClaims};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{future, pin::Pin};
@@ -12,6 +12,14 @@ pub enum EvidenceError {
     /// The TEE does not give any.
     #[error("{tee} evidence: cannot be collected: {reason}")]
     Collect {
+        /// Which.
+        tee: Tee,
+        /// Why.
+        reason: String,
+    },
+    /// An image cannot be measured.
+    #[error("{tee}: the image cannot be measured, and so does not run: {reason}")]
+    Measure {
         /// Which.
         tee: Tee,
         /// Why.
@@ -60,6 +68,13 @@ pub trait Attester: Send + Sync {
 
     /// Evidence bound to `report_data`, in the JSON form of its kind. May block for as long as the hardware takes.
     fn evidence(&self, report_data: &ReportData) -> Result<Value, EvidenceError>;
+
+    /// Has later evidence say that this image runs, where the TEE has a register for it; see [`crate::images`]. Where it has none, nothing is
+    /// done. To be called before the image's container exists, which must not where this fails. May block.
+    fn measure(&self, image: &Manifest) -> Result<(), EvidenceError> {
+        let _ = image;
+        Ok(())
+    }
 }
 
 /// What [`Verifier::prepare`] gives.

@@ -6,6 +6,7 @@
 //! - [`resource`]: names of secrets, `kbs:///repository/type/tag`.
 //! - [`evidence`]: what a TEE must be able to do (collect) and what a broker must know (verify); [`snp`] is AMD SEV-SNP, [`tdx`]
 //!   Intel TDX, [`sample`] the development stand-in that proves nothing. Who verifies turns the feature `verify` on; the guest does without.
+//! - [`images`]: which images a machine has run, in a register of its TEE where there is one.
 //! - [`token`]: the attestation result as EAR; [`jwks`]: its verification by whoever relies on it.
 //! - [`sealed`]: secrets that a host may carry and only an attested guest can open.
 //! - [`client`]: the guest's side of the protocol, one handshake for all that a VM needs.
@@ -15,6 +16,7 @@ pub mod client;
 pub mod efi_kernel;
 pub mod event_log;
 pub mod evidence;
+pub mod images;
 pub mod jcs;
 pub mod jwe;
 pub mod jwks;
@@ -34,6 +36,8 @@ pub mod tsm;
 #[cfg(feature = "verify")]
 pub mod x509;
 
+#[cfg(test)]
+mod cost;
 mod encoding;
 mod rule_table;
 

@@ -66,9 +66,9 @@ pub fn attester(modules: &Modules, initdata_digest: Option<&[u8]>) -> Result<Opt
     let snp_device = Path::new(snp::device::PATH);
     let source = match provider.as_str() {
         tdx::attester::PROVIDER => {
-            let attester = TdxAttester::new(tsm, tdx::device::PATH.into());
+            let attester = TdxAttester::new(tsm, tdx::device::PATH.into(), tdx::rtmr::PATH.into());
             bound("tdx", &attester.mr_config_id()?, initdata_digest)?;
-            info!("evidence of this machine is a quote of TDX");
+            info!(images = attester.measures_images(); "evidence of this machine is a quote of TDX");
             return Ok(Some(Arc::new(attester)));
         }
         snp::attester::PROVIDER => Source::Tsm(tsm),

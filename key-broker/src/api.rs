@@ -141,7 +141,7 @@ async fn attest(
                 &shared,
                 "refused",
                 &[("session", tag(id)), ("tee", tee.to_string().as_str()), ("reason", reason.as_str())],
-                Sync::Later,
+                Sync::Quota,
             )
             .await?;
             Err(ApiError::attestation(reason))
@@ -202,7 +202,7 @@ async fn resource(
             ("launch_measurement", measurement.as_str()),
             ("reason", reason.as_str()),
         ];
-        record(&shared, "refused", &what, Sync::Later).await?;
+        record(&shared, "refused", &what, Sync::Quota).await?;
         shared.refusals.add(Refusal {
             at: now(),
             session,
@@ -243,7 +243,7 @@ async fn jwks(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
 /// Writes an event to the audit log, if there is one. What must be on disk is waited for on a thread that may wait.
 pub(crate) async fn record(shared: &Arc<Shared>, event: &'static str, members: &[(&str, &str)], sync: Sync) -> Result<(), ApiError> {
     let Some(audit) = &shared.audit else { return Ok(()) };
-    if sync == Sync::Later {
+    if sync != Sync::Now {
         return audit.write(event, members, sync).map_err(ApiError::internal);
     }
     let members: Vec<(String, String)> = members.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

@@ -7,8 +7,11 @@
 //! `hash` is SHA-256 over the line without its last member and the closing brace. The first line's `prev` is 64 zeros. A log that was cut at
 //! its end is a valid shorter log: who wants to notice that keeps the number and hash of the last line elsewhere (`verify` compares).
 //!
-//! A release is on disk before the secret leaves: what cannot be logged is not released.
+//! A release is on disk before the secret leaves: what cannot be logged is not released. What a full disk took of a line is cut off again,
+//! so that the log is whole lines at any time. Refusals, which whoever reaches the broker can have written, have a quota, or they would fill the
+//! disk and with it end all releases: beyond it they are counted, and the next line says `"unwritten":N`.
 
+use crate::rate::{Bucket, Rate};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::{
@@ -17,7 +20,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
 
@@ -26,6 +29,9 @@ const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000
 
 /// Longest line, in bytes: a reason of 4096 characters, escaped, and what is around it.
 const MAX_LINE: u64 = 64 * 1024;
+
+/// Refusals that are written at once, and in each second on the whole: at some 600 bytes, 100 MB in a day.
+const REFUSALS: Rate = Rate { burst: 4096, per_second: 2.0 };
 
 /// Why the log is not one.
 #[derive(Debug, Error)]
@@ -69,7 +75,45 @@ impl Default for Head {
 #[derive(Debug)]
 pub(crate) struct Audit {
     path: PathBuf,
-    state: Mutex<(File, Head)>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    head: Head,
+    /// Where the last whole line ends.
+    end: u64,
+    /// Whether a part of another may follow there.
+    torn: bool,
+    refusals: Bucket,
+    /// Refusals that were not written since the last line.
+    unwritten: u64,
+}
+
+impl State {
+    /// Appends a line, or nothing of it.
+    fn append(&mut self, line: &[u8], sync: Sync) -> io::Result<()> {
+        self.mend()?;
+        // Until all of it is there.
+        self.torn = true;
+        let written = self.file.write_all(line).and_then(|()| if sync == Sync::Now { self.file.sync_data() } else { Ok(()) });
+        if let Err(error) = written {
+            // Where that fails too, the next line tries it again, and is not written before.
+            return self.mend().and(Err(error));
+        }
+        self.torn = false;
+        self.end += line.len() as u64;
+        Ok(())
+    }
+
+    fn mend(&mut self) -> io::Result<()> {
+        if self.torn {
+            self.file.set_len(self.end)?;
+            self.torn = false;
+        }
+        Ok(())
+    }
 }
 
 /// Whether a line must be on disk before one goes on.
@@ -79,6 +123,8 @@ pub(crate) enum Sync {
     Now,
     /// What can be repeated.
     Later,
+    /// Likewise, and only within the quota of refusals.
+    Quota,
 }
 
 impl Audit {
@@ -92,32 +138,44 @@ impl Audit {
             file.set_len(end).map_err(error)?;
         }
         file.seek(SeekFrom::End(0)).map_err(error)?;
-        Ok(Self { path: path.to_owned(), state: Mutex::new((file, head)) })
+        Ok(Self {
+            path: path.to_owned(),
+            state: Mutex::new(State { file, head, end, torn: false, refusals: Bucket::full(REFUSALS, Instant::now()), unwritten: 0 }),
+        })
     }
 
-    /// Appends an event. Blocks for the disk where it must.
+    /// Appends an event; where that fails, the log is as it was. Blocks for the disk where it must.
     pub(crate) fn write(&self, event: &str, members: &[(&str, &str)], sync: Sync) -> Result<(), AuditError> {
         let error = |source| AuditError::File { path: self.path.clone(), source };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (file, head) = &mut *state;
+        if sync == Sync::Quota && state.refusals.take(REFUSALS, Instant::now()).is_err() {
+            state.unwritten += 1;
+            return Ok(());
+        }
+        let head = &state.head;
         let mut line = Map::new();
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         line.insert("n".into(), (head.n + 1).into());
         line.insert("at".into(), at.into());
         line.insert("event".into(), event.into());
         line.extend(members.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))));
+        if state.unwritten > 0 {
+            line.insert("unwritten".into(), state.unwritten.into());
+        }
         line.insert("prev".into(), head.hash.clone().into());
         let open = Value::Object(line).to_string();
         let open = &open[..open.len() - 1];
         let hash = hex::encode(Sha256::digest(open));
-        file.write_all(format!("{open},\"hash\":\"{hash}\"}}\n").as_bytes()).map_err(error)?;
-        *head = Head { n: head.n + 1, hash };
-        if sync == Sync::Now { file.sync_data().map_err(error) } else { Ok(()) }
+        let n = head.n + 1;
+        state.append(format!("{open},\"hash\":\"{hash}\"}}\n").as_bytes(), sync).map_err(error)?;
+        state.head = Head { n, hash };
+        state.unwritten = 0;
+        Ok(())
     }
 
     /// The last line.
     pub(crate) fn head(&self) -> Head {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).head.clone()
     }
 }
 
@@ -234,6 +292,62 @@ mod tests {
         // Cut at the end it is a shorter log, which only its head tells.
         fs::write(&path, format!("{}\n", lines[0])).unwrap();
         assert_eq!(verify(&path).unwrap().n, 1);
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_counted_and_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit");
+        let audit = Audit::open(&path).unwrap();
+        let flood = u64::from(REFUSALS.burst) + 1000;
+        for _ in 0..flood {
+            audit.write("refused", &[("reason", "no evidence")], Sync::Quota).unwrap();
+        }
+        audit.write("released", &[], Sync::Now).unwrap();
+        audit.write("attested", &[], Sync::Later).unwrap();
+        let lines: Vec<Value> = fs::read_to_string(&path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(verify(&path).unwrap().n, lines.len() as u64);
+        // None is lost from the count, however long the flood took.
+        let refused = lines.iter().filter(|line| line["event"] == "refused").count() as u64;
+        let unwritten: u64 = lines.iter().filter_map(|line| line["unwritten"].as_u64()).sum();
+        assert_eq!(refused + unwritten, flood);
+        assert!(unwritten > 0 && refused >= REFUSALS.burst.into(), "{refused} written");
+        assert_eq!(
+            (lines[lines.len() - 2]["event"].as_str(), lines.last().unwrap()["event"].as_str()),
+            (Some("released"), Some("attested"))
+        );
+    }
+
+    const CHILD: &str = "CLOISTER_TEST_AUDIT";
+
+    /// The child of the test below, whose files may not grow beyond 1 KiB: a write that would cross that gets as far as there.
+    #[test]
+    #[ignore = "run by what_a_full_disk_took_of_a_line_is_cut_off"]
+    fn a_full_disk() {
+        let Some(path) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+        let audit = Audit::open(&path).unwrap();
+        audit.write("released", &[("resource", "one")], Sync::Now).unwrap();
+        let before = audit.head();
+        for sync in [Sync::Now, Sync::Later] {
+            let error = audit.write("released", &[("resource", &"x".repeat(2000))], sync).unwrap_err().to_string();
+            assert!(error.contains("too large"), "{error}");
+            assert_eq!((audit.head(), verify(&path).unwrap()), (before.clone(), before.clone()), "as it was");
+        }
+        audit.write("released", &[("resource", "two")], Sync::Now).unwrap();
+        assert_eq!((verify(&path).unwrap(), audit.head().n), (audit.head(), 2), "there is room for a short one");
+    }
+
+    #[test]
+    fn what_a_full_disk_took_of_a_line_is_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit");
+        // Blocks of 512 bytes; without the signal, the write ends short and the next fails, as on a full disk.
+        let mut child = std::process::Command::new("sh");
+        child.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$@\"", "sh"]).arg(std::env::current_exe().unwrap());
+        child.args(["--ignored", "--exact", "audit::tests::a_full_disk"]).env(CHILD, &path);
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert_eq!(verify(&path).unwrap().n, 2);
     }
 
     #[test]

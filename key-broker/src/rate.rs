@@ -1,5 +1,5 @@
-//! How often one peer may begin a handshake: a bucket of tokens for each address, which fills with time. The table of buckets is bounded;
-//! a full bucket is as good as none, and is forgotten first.
+//! How often something may be done: a bucket of tokens, which fills with time. A peer has one for the handshakes that it begins; the table of
+//! those is bounded, and a full bucket, which is as good as none, is forgotten first.
 
 use std::{
     collections::HashMap,
@@ -26,12 +26,42 @@ impl Default for Rate {
     }
 }
 
+/// Tokens, and when they were counted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    /// A full one.
+    pub(crate) fn full(rate: Rate, now: Instant) -> Self {
+        Self { tokens: rate.burst.into(), at: now }
+    }
+
+    fn tokens(&self, rate: Rate, now: Instant) -> f64 {
+        let filled = self.tokens + now.saturating_duration_since(self.at).as_secs_f64() * rate.per_second;
+        filled.min(rate.burst.into())
+    }
+
+    /// Takes a token; else how long it takes until there is one.
+    pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
+        let tokens = self.tokens(rate, now);
+        let (result, left) = if tokens >= 1.0 {
+            (Ok(()), tokens - 1.0)
+        } else {
+            (Err(Duration::from_secs_f64(((1.0 - tokens) / rate.per_second.max(0.001)).min(3600.0))), tokens)
+        };
+        *self = Self { tokens: left, at: now };
+        result
+    }
+}
+
 /// The buckets.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     rate: Rate,
-    /// Tokens, and when they were counted.
-    peers: Mutex<HashMap<IpAddr, (f64, Instant)>>,
+    peers: Mutex<HashMap<IpAddr, Bucket>>,
 }
 
 impl Limiter {
@@ -41,26 +71,15 @@ impl Limiter {
 
     /// Takes a token; else how long it takes until there is one.
     pub(crate) fn take(&self, peer: IpAddr, now: Instant) -> Result<(), Duration> {
-        let burst = f64::from(self.rate.burst);
-        let filled =
-            |(tokens, at): (f64, Instant)| (tokens + now.saturating_duration_since(at).as_secs_f64() * self.rate.per_second).min(burst);
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if peers.len() >= MAX_PEERS && !peers.contains_key(&peer) {
-            peers.retain(|_, bucket| filled(*bucket) < burst);
+            peers.retain(|_, bucket| bucket.tokens(self.rate, now) < self.rate.burst.into());
             if peers.len() >= MAX_PEERS {
                 // So many peers at their limit are a flood: whoever is new waits.
                 return Err(Duration::from_secs(1));
             }
         }
-        let bucket = peers.entry(peer).or_insert((burst, now));
-        let tokens = filled(*bucket);
-        let (result, left) = if tokens >= 1.0 {
-            (Ok(()), tokens - 1.0)
-        } else {
-            (Err(Duration::from_secs_f64(((1.0 - tokens) / self.rate.per_second.max(0.001)).min(3600.0))), tokens)
-        };
-        *bucket = (left, now);
-        result
+        peers.entry(peer).or_insert(Bucket::full(self.rate, now)).take(self.rate, now)
     }
 }
 

@@ -42,7 +42,7 @@ mod tests {
             launch_measurement: vec![1; 32],
             init_data: vec![2; 32],
             report_data: vec![],
-            details: Details::Tpm(TpmClaims { ak: vec![3; 32], pcrs: Vec::new() }),
+            details: Details::Tpm(TpmClaims { ak: vec![3; 32], pcrs: Vec::new(), images: None }),
         };
         let digest = format!("sha256:{}", "02".repeat(32)).parse().unwrap();
         let rule = Rule::exactly(Tee::Tpm, &[1; 32], &digest).unwrap();

@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn a_tpm_is_known_by_its_key() {
         let of_tpm = text().replace("\"sample\"", "\"tpm\"");
-        let details = |ak: u8| Details::Tpm(TpmClaims { ak: vec![ak; 32], pcrs: Vec::new() });
+        let details = |ak: u8| Details::Tpm(TpmClaims { ak: vec![ak; 32], pcrs: Vec::new(), images: None });
         let claims = |ak| Claims { tee: Tee::Tpm, details: details(ak), ..claims() };
         let open = Rule::parse(&of_tpm).unwrap();
         assert!(open.check(&claims(9)).is_ok() && !open.names_tpm());

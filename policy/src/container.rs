@@ -26,7 +26,8 @@
 use crate::{
     copied::{Copied, FileRules, check_entry},
     rules::{AllowRules, ImageRule, PolicyError, repository, short},
-    workload::{Denial, Overrides, Stdio, covers_env, covers_secret, env_entry, list},
+    secrets::covers_secret,
+    workload::{Denial, Overrides, Stdio, covers_env, env_entry, list},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;

@@ -7,7 +7,7 @@
 //! name than its own: that would exchange two files of which each is the right one at its own place.
 
 use crate::{
-    ContainerRule, Denial, PlaceId, Policy,
+    Allow, ContainerRule, Denial, PlaceId, Policy,
     rules::{AllowRules, PolicyError, short},
     workload::not_allowed,
 };
@@ -230,6 +230,18 @@ impl Policy {
     /// May this be copied in? `of` is the container that gets it, where that is known; before, it may be for any.
     pub fn copied(&self, copied: &Copied, of: Option<PlaceId>) -> Result<(), Denial> {
         self.file_rules(of).map_or(Ok(()), |rules| rules.check(copied))
+    }
+
+    /// Whether the owner has bound this file of a copy by its digest, for images that he has named: then it is his, and for here.
+    pub fn wrote(&self, copied: &Copied, path: &str, digest: &str, of: Option<PlaceId>) -> bool {
+        let Some(rules) = self.file_rules(of) else { return false };
+        let allowed = match &rules.allow.copy_in {
+            Allow::Only(list) => list.as_slice(),
+            Allow::All(_) => &[],
+        };
+        let (path, digits) = (copied.at(counts_as(path)), digest.strip_prefix("sha256:"));
+        let is = |entry: &String| matches!(parts(entry), (bound, Some(bound_to)) if bound == path && digits == Some(bound_to));
+        self.names_images() && rules.containers.iter().flat_map(|rule| &rule.files).chain(allowed).any(is)
     }
 
     /// May it take the place of what was copied before? A file that must be there stays.

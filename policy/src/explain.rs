@@ -11,7 +11,11 @@ pub fn explain(policy: &Policy) -> Vec<String> {
     };
     let mut lines = Vec::new();
     if rules.image.is_empty() && rules.container.is_empty() {
-        lines.push("Any image may run that verifies.".into());
+        let any = if policy.is_signed() { "that is signed as the initdata demands it" } else { "that verifies" };
+        lines.push(format!("Any image may run {any}."));
+    }
+    if let Some(reason) = policy.secrets_for_any_image() {
+        lines.push(format!("No guest takes this policy: {reason}."));
     }
     for image in &rules.image {
         lines.push(format!("The image {} may run{}.", image.digest, from(image.repository.as_deref())));
@@ -158,6 +162,12 @@ mod tests {
                 "+ The host may run any further command in a container.",
             ]
         );
+    }
+
+    #[test]
+    fn secrets_for_any_image_are_called_what_they_are() {
+        let lines = explain(&Policy::parse("[allow]\nsecrets = [\"token\"]\n").unwrap());
+        assert!(lines.iter().any(|line| line.starts_with("No guest takes this policy: allow.secrets")), "{lines:?}");
     }
 
     /// A rule that `explain` is silent about would pass a review unseen.

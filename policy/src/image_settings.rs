@@ -121,6 +121,17 @@ impl ImageSettings {
     }
 }
 
+impl ImageSettings {
+    /// Whether images have to be signed. Of a text that the broker keeps only the guest sees whether it demands it of each.
+    pub fn demands_signatures(&self) -> bool {
+        match &self.security_policy {
+            Some(Text::Inline(text)) => text.contains("sigstoreSigned"),
+            Some(Text::Resource(_)) => true,
+            None => false,
+        }
+    }
+}
+
 /// Servers that these settings send the guest to, beside the registries of its images, as URLs: proxies, and mirrors and other locations
 /// that stand in the initdata itself. For the shim, which opens the way there; what the broker keeps, it cannot know.
 pub fn destinations(settings: &ImageSettings) -> Vec<String> {
@@ -189,6 +200,7 @@ insecure = true
         let settings = settings(&[("cdh.toml", cdh)]).unwrap();
         assert_eq!(settings.security_policy, Some(Text::Resource("kbs:///default/security-policy/test".into())));
         assert_eq!(settings.credentials, Some(Text::Resource("kbs:///default/credential/test".into())));
+        assert!(settings.demands_signatures());
         assert!(matches!(&settings.registries, Some(Text::Inline(text)) if text.contains("localhost:5000")));
         assert_eq!(settings.proxy.https_proxy.as_deref(), Some("http://proxy:3128"));
         assert_eq!((settings.extra_roots.len(), settings.decryption_keys.len()), (1, 1));
@@ -201,6 +213,10 @@ insecure = true
         assert_eq!(settings(&[]).unwrap(), ImageSettings::default());
         let with_auth = settings(&[("auth.json", "{}")]).unwrap();
         assert!(matches!(&with_auth.credentials, Some(Text::Inline(_))) && destinations(&with_auth).is_empty());
+        let policy = |kind: &str| format!("[image]\nimage_security_policy = '{{\"default\":[{{\"type\":\"{kind}\"}}]}}'\n");
+        for (kind, demands) in [("insecureAcceptAnything", false), ("sigstoreSigned", true)] {
+            assert_eq!(settings(&[("cdh.toml", &policy(kind))]).unwrap().demands_signatures(), demands, "{kind}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod allow;
 mod copied;
 mod digest;
 mod rules;
+mod secrets;
 
 pub use allow::Allow;
 pub use container::{ContainerRule, DEFAULT_CAPABILITIES, Image, Wanted};

@@ -45,11 +45,15 @@
 //! 4. with `[[container]]` entries: these containers and no others.
 //!
 //! An entry under `[[image]]` needs a digest. A repository alone would be no rule at all: the name is the host's word.
+//!
+//! `allow.secrets` needs images that the owner knows: `[[image]]` or `[[container]]`, or signatures demanded by the initdata's `cdh.toml`. Any
+//! image could else read the secrets and print them, also one that the host has made for that.
 
 pub use crate::rules::PolicyError;
 use crate::{
     allow::Allow,
     container::{ContainerRule, Image},
+    image_settings::ImageSettings,
     initdata::Initdata,
     rules::{AllowRules, Rules, repository, short},
 };
@@ -123,19 +127,30 @@ pub struct Stdio {
 pub struct Policy {
     /// `None` is the open door.
     rules: Option<Arc<Rules>>,
+    /// Whether the initdata demands signatures of images.
+    signed: bool,
 }
 
 impl Policy {
     /// The policy of a VM that was started with this initdata; `None` gives the open door.
     pub fn from_initdata(initdata: Option<&Initdata>) -> Result<Self, PolicyError> {
-        let Some(initdata) = initdata else { return Ok(Self { rules: None }) };
-        let text = initdata.file(POLICY_FILE).unwrap_or_default();
-        Self::parse(text)
+        let Some(initdata) = initdata else { return Ok(Self { rules: None, signed: false }) };
+        let policy = Self::parse(initdata.file(POLICY_FILE).unwrap_or_default())?;
+        // Settings that cannot be read demand nothing; who reads them for their own sake says why.
+        let signed = ImageSettings::from_initdata(Some(initdata)).is_ok_and(|settings| settings.demands_signatures());
+        let policy = Self { signed, ..policy };
+        policy.secrets_for_any_image().map_or(Ok(policy.clone()), |reason| Err(PolicyError::new(reason)))
     }
 
-    /// Reads a policy; unknown keys are errors.
+    /// Reads a policy by itself; unknown keys are errors. Whether its secrets are for images that the owner knows depends on the rest of the
+    /// initdata: see [`Self::secrets_for_any_image`].
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        Ok(Self { rules: Some(Rules::parse(text)?.into()) })
+        Ok(Self { rules: Some(Rules::parse(text)?.into()), signed: false })
+    }
+
+    /// Whether the initdata, as far as it is known, demands signatures of images.
+    pub(crate) fn is_signed(&self) -> bool {
+        self.signed
     }
 
     /// Whether the host may do as it likes: the VM was started without initdata.
@@ -314,21 +329,6 @@ impl Policy {
             _ => Ok(()),
         }
     }
-
-    /// Whether containers may have anything at all at the workload API.
-    pub fn gives_secrets(&self) -> bool {
-        let any = |rules: &Rules| rules.allow.secrets != Allow::All(false) || rules.container.iter().any(|c| !c.secrets.is_empty());
-        self.rules().is_some_and(any)
-    }
-
-    /// May every container have this at the workload API: the path of a resource (`kbs:///…`), `token` or `evidence`? Without initdata there
-    /// is nothing to be had.
-    pub fn secret(&self, name: &str) -> Result<(), Denial> {
-        if self.rules.as_ref().is_some_and(|rules| rules.allow.secrets.allows(|entry| covers_secret(entry, name))) {
-            return Ok(());
-        }
-        Err(not_allowed(format!("{} at the workload API", short(name)), "secrets", &format!("{:?}", short(name))))
-    }
 }
 
 /// `NAME=value`, `NAME` with any value, or `BEGINNING*` of a name with any value. What an owner has sealed is covered by its own text alone: a
@@ -352,12 +352,7 @@ pub(crate) fn env_entry(name: &str, value: &str) -> String {
     format!("{:?}", if is_sealed(value) { format!("{name}=sealed.…") } else { name })
 }
 
-/// A name, or a beginning of one with `*` at its end.
-pub(crate) fn covers_secret(entry: &str, name: &str) -> bool {
-    entry.strip_suffix('*').map_or(entry == name, |beginning| name.starts_with(beginning))
-}
-
-fn denial(asked: String, rule: &str, remedy: String) -> Denial {
+pub(crate) fn denial(asked: String, rule: &str, remedy: String) -> Denial {
     Denial { asked, rule: rule.into(), remedy: format!("{remedy} in policy.toml of the initdata") }
 }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use crate::command;
 use crate::configuration::Initdata;
@@ -78,6 +79,32 @@ impl Broker {
         Ok(line.with_context(|| format!("the broker has no counter {name}"))?.trim().parse()?)
     }
 
+    /// Answers a new challenge with evidence that was made before it; gives the broker's answer.
+    pub fn replay(&self, tee: &str, evidence: &Value) -> Result<String> {
+        let begun = self.post("/kbs/v0/auth", "", &json!({"version": "0.4.0", "tee": tee, "extra-params": ""}))?;
+        let cookie = begun.lines().find_map(|line| line.strip_prefix("set-cookie: ")).context("no cookie")?;
+        let challenge: Value = serde_json::from_str(begun.lines().last().context("no challenge")?)?;
+        // The point of RFC 7517, A.1: whose key it is does not matter to a replay.
+        let key = json!({"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+            "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"});
+        let answer = json!({
+            "init-data": null,
+            "runtime-data": {"nonce": challenge["nonce"], "tee-pubkey": key},
+            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
+        });
+        self.post("/kbs/v0/attest", cookie.split(';').next().unwrap_or_default(), &answer)
+    }
+
+    /// Status line, headers and body.
+    fn post(&self, path: &str, cookie: &str, body: &Value) -> Result<String> {
+        let (mut stream, body) = (TcpStream::connect(&self.authority)?, body.to_string());
+        let headers = format!("Host: {}\r\nConnection: close\r\nContent-Type: application/json\r\nCookie: {cookie}", self.authority);
+        write!(stream, "POST {path} HTTP/1.1\r\n{headers}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
     /// Encrypts the image `tag` of `layout` into a new layout beside it, with its key in this broker.
     pub fn encrypt(&self, layout: &Layout, tag: &str, release: &Release<'_>) -> Result<Layout> {
         let name = layout.directory.file_name().context("a layout without a name")?.to_string_lossy();
@@ -102,16 +129,25 @@ impl Broker {
 
     /// Stores a secret, to be released to the working guest with this initdata.
     pub fn put(&self, key: &str, secret: &Path, initdata: &Initdata) -> Result<()> {
-        let guest: serde_json::Value = serde_json::from_slice(&std::fs::read(place::guest()?.join("guest.json"))?)?;
+        let guest: Value = serde_json::from_slice(&std::fs::read(place::guest()?.join("guest.json"))?)?;
         let measurement = guest["measurement"].as_str().context("guest.json has no measurement")?;
         let rule = secret.with_extension("rule");
         let text = format!("tee = \"sample\"\nlaunch_measurement = \"{measurement}\"\ninit_data = \"sha256:{}\"\n", initdata.digest());
         std::fs::write(&rule, text)?;
-        let mut command = Command::new(place::ours("cloister")?);
-        command.args(["broker", "put", key, "--broker", &self.url()]).arg("--admin-key").arg(&self.admin_key);
-        command.arg("--secret").arg(secret).arg("--rule").arg(&rule);
-        command::run(&mut command, ENCRYPT)?.succeeded()?;
+        command::run(self.put_command(key, &rule)?.arg("--secret").arg(secret), ENCRYPT)?.succeeded()?;
         Ok(())
+    }
+
+    /// Replaces the release rule of what is stored.
+    pub fn release(&self, key: &str, rule: &Path) -> Result<()> {
+        command::run(&mut self.put_command(key, rule)?, ENCRYPT)?.succeeded()?;
+        Ok(())
+    }
+
+    fn put_command(&self, key: &str, rule: &Path) -> Result<Command> {
+        let mut command = Command::new(place::ours("cloister")?);
+        command.args(["broker", "put", key, "--broker", &self.url()]).arg("--admin-key").arg(&self.admin_key).arg("--rule").arg(rule);
+        Ok(command)
     }
 
     /// Ends it.

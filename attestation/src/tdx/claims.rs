@@ -132,6 +132,9 @@ pub struct TdxClaims {
     /// What ran later.
     #[serde(with = "hex::serde")]
     pub rtmr3: [u8; 48],
+    /// Manifests of the images that were run, in their order, `sha256:…`: they give RTMR3. None where the evidence does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<String>>,
 }
 
 impl TdxClaims {

@@ -1,7 +1,7 @@
 //! Intel TDX: the quote, how a guest gets one, and what a verifier makes of it.
 //!
 //! - [`evidence`]: quote and event log as the guest sends them.
-//! - [`attester`] and [`device`]: how a guest collects it.
+//! - [`attester`], [`device`] and [`rtmr`]: how a guest collects it, and what it measures meanwhile.
 //! - [`claims`]: what a genuine quote says, and [`requirements`]: what an owner may demand of it.
 //! - `collateral`, `verify` (feature `verify`): what Intel says about its platforms, and the verification, by the library `dcap-qvl`.
 
@@ -10,6 +10,7 @@ pub mod claims;
 pub mod device;
 pub mod evidence;
 pub mod requirements;
+pub mod rtmr;
 
 #[cfg(feature = "verify")]
 pub mod collateral;

@@ -4,7 +4,9 @@
 
 use crate::{
     encoding::one_line,
+    event_log::Bank,
     evidence::{Claims, Details, EvidenceError, Preparation, Verifier},
+    images::{self, ListError},
     kbs::Tee,
     report_data::{self, ReportData},
     tdx::{
@@ -65,7 +67,14 @@ impl TdxVerifier {
     /// What evidence proves, whatever it is bound to: whether it is fresh is then not known.
     pub fn appraise(&self, evidence: &Value, now: u64) -> Result<Claims, EvidenceError> {
         let evidence = TdxEvidence::from_json(evidence)?;
-        let TdxQuote { report_data, mr_config_id, claims } = self.verify_quote(&evidence.quote, now)?;
+        let TdxQuote { report_data, mr_config_id, mut claims } = self.verify_quote(&evidence.quote, now)?;
+        if let Some(list) = &evidence.images {
+            images::check(Bank::Sha384, list, &claims.rtmr3).map_err(|e| match e {
+                ListError::Malformed(reason) => EvidenceError::Malformed { tee: Tee::Tdx, reason },
+                ListError::Unexplained => untrusted("its images give another RTMR3 than the quote has".into()),
+            })?;
+        }
+        claims.images = evidence.images;
         Ok(Claims {
             tee: Tee::Tdx,
             launch_measurement: claims.launch_measurement().to_vec(),
@@ -146,6 +155,7 @@ impl TdxQuote {
             rtmr1: report.rt_mr1,
             rtmr2: report.rt_mr2,
             rtmr3: report.rt_mr3,
+            images: None,
         };
         Ok(Self { report_data: report.report_data, mr_config_id: report.mr_config_id, claims })
     }

@@ -1,7 +1,7 @@
 //! The guest's side.
 
 use super::{
-    Device, INITDATA_PCR, Pcr,
+    Device, IMAGES_PCR, INITDATA_PCR, Pcr,
     device::DeviceError,
     evidence::{Evidence, TpmQuote},
     initdata_event, quote,
@@ -10,6 +10,7 @@ use crate::{
     encoding::standard,
     event_log::MAX_LOG,
     evidence::{Attester, EvidenceError},
+    images::{self, Images, Manifest},
     kbs::Tee,
     report_data::ReportData,
 };
@@ -24,10 +25,11 @@ use std::{
 pub(super) const BINDING_LEN: usize = 32;
 
 /// Quotes the machine's TPM.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct TpmAttester {
     event_log: PathBuf,
     init_data: Option<Pcr>,
+    images: Images,
 }
 
 impl TpmAttester {
@@ -36,7 +38,7 @@ impl TpmAttester {
     pub fn bind(event_log: &Path, initdata_digest: Option<&[u8]>) -> Result<Self, DeviceError> {
         let event = initdata_event(initdata_digest);
         Device::open()?.extend(INITDATA_PCR, &event)?;
-        Ok(Self { event_log: event_log.to_owned(), init_data: initdata_digest.map(|_| event) })
+        Ok(Self { event_log: event_log.to_owned(), init_data: initdata_digest.map(|_| event), images: Images::default() })
     }
 
     /// The firmware's log; evidence without one is good, it only explains less.
@@ -62,8 +64,14 @@ impl Attester for TpmAttester {
     fn evidence(&self, report_data: &ReportData) -> Result<Value, EvidenceError> {
         let failed = |reason: String| EvidenceError::Collect { tee: Tee::Tpm, reason };
         let mut device = Device::open().map_err(|e| failed(e.to_string()))?;
-        let evidence = collect(&mut device, report_data, &self.read_log(), self.init_data.as_ref());
+        let log = self.read_log();
+        let evidence = self.images.while_still(|images| collect(&mut device, report_data, &log, self.init_data.as_ref(), images));
         evidence.map_err(|e| failed(e.to_string()))
+    }
+
+    fn measure(&self, image: &Manifest) -> Result<(), EvidenceError> {
+        let extend = || Device::open().and_then(|mut device| device.extend(IMAGES_PCR, image)).map_err(|e| e.to_string());
+        self.images.add(image, extend).map_err(|reason| EvidenceError::Measure { tee: Tee::Tpm, reason })
     }
 }
 
@@ -73,6 +81,7 @@ pub(super) fn collect<T: Read + std::io::Write>(
     report_data: &ReportData,
     event_log: &[u8],
     init_data: Option<&Pcr>,
+    images: &[Manifest],
 ) -> Result<Value, DeviceError> {
     let quoted = device.quote(&report_data[..BINDING_LEN])?;
     let pcrs = device.pcrs()?;
@@ -85,6 +94,7 @@ pub(super) fn collect<T: Read + std::io::Write>(
         },
         event_log: standard(event_log),
         init_data: init_data.map(hex::encode).unwrap_or_default(),
+        images: Some(images::to_json(images)),
     };
     serde_json::to_value(evidence).map_err(|e| DeviceError::Malformed(e.to_string()))
 }

@@ -3,7 +3,7 @@
 //! ```json
 //! {"ak_public": "<base64 of SubjectPublicKeyInfo>",
 //!  "tpm_quote": {"message": "<base64 of TPMS_ATTEST>", "signature": "<base64 of TPMT_SIGNATURE>", "pcrs": ["<hex>", … 24]},
-//!  "event_log": "<base64>", "init_data": "<hex>"}
+//!  "event_log": "<base64>", "init_data": "<hex>", "images": ["sha256:…"]}
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ pub(super) struct Evidence {
     /// What was extended into PCR 8; empty without initdata.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) init_data: String,
+    /// What was extended into PCR 13; absent where others made the evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) images: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

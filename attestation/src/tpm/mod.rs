@@ -13,6 +13,7 @@
 //! | 7 | Secure Boot: off |
 //! | 8 | the initdata's digest, extended by the agent, once, before anything else |
 //! | 9 | command line and initramfs, by the kernel's EFI stub |
+//! | 13 | the images that were run, extended by the agent before each; see [`crate::images`] |
 
 pub mod device;
 pub mod predict;
@@ -40,6 +41,8 @@ pub type Pcr = [u8; 32];
 
 /// The register that the initdata's digest is extended into.
 pub const INITDATA_PCR: u8 = 8;
+/// The register that the images are extended into.
+pub const IMAGES_PCR: u8 = 13;
 /// The registers of the launch measurement, which is SHA-256 over their concatenation: what TPM2_Quote calls the PCR digest.
 pub const LAUNCH_PCRS: [usize; 8] = [0, 2, 3, 4, 5, 6, 7, 9];
 
@@ -51,6 +54,9 @@ pub struct TpmClaims {
     pub ak: Vec<u8>,
     /// The registers of [`LAUNCH_PCRS`], for whoever asks which part of a guest is another one.
     pub pcrs: Vec<String>,
+    /// Manifests of the images that were run, in their order, `sha256:…`; none where the evidence does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<String>>,
 }
 
 /// The launch measurement of these registers.

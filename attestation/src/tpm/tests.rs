@@ -62,7 +62,7 @@ impl Swtpm {
     }
 
     fn evidence(&mut self, bound: &ReportData) -> Value {
-        collect(&mut self.device, bound, BOOT_LOG, Some(&INITDATA)).unwrap()
+        collect(&mut self.device, bound, BOOT_LOG, Some(&INITDATA), &[]).unwrap()
     }
 }
 
@@ -137,13 +137,51 @@ fn a_guest_without_initdata_cannot_pass_for_one_that_has_it() {
     let mut tpm = Swtpm::booted();
     // What the agent does without initdata; then somebody inside who has got at the TPM.
     tpm.device.extend(INITDATA_PCR, &initdata_event(None)).unwrap();
-    let plain = collect(&mut tpm.device, &BOUND, BOOT_LOG, None).unwrap();
+    let plain = collect(&mut tpm.device, &BOUND, BOOT_LOG, None, &[]).unwrap();
     assert_eq!(verify(&plain, &BOUND).unwrap().init_data, Vec::<u8>::new());
     tpm.device.extend(INITDATA_PCR, &INITDATA).unwrap();
     assert!(verify(&tpm.evidence(&BOUND), &BOUND).unwrap_err().to_string().contains("PCR 8"));
     // The zeros of "none" are no initdata either.
-    let zeros = collect(&mut Swtpm::booted().device, &BOUND, BOOT_LOG, Some(&[0; 32])).unwrap();
+    let zeros = collect(&mut Swtpm::booted().device, &BOUND, BOOT_LOG, Some(&[0; 32]), &[]).unwrap();
     assert!(verify(&zeros, &BOUND).is_err());
+}
+
+#[test]
+fn images_are_those_that_the_tpm_was_extended_with() {
+    let mut tpm = Swtpm::booted();
+    tpm.device.extend(INITDATA_PCR, &INITDATA).unwrap();
+    let images = [[1; 32], [2; 32]];
+    let measured = verify(&tpm.evidence(&BOUND), &BOUND).unwrap();
+    for image in &images {
+        tpm.device.extend(IMAGES_PCR, image).unwrap();
+    }
+    let evidence = |tpm: &mut Swtpm, list: &[Pcr]| collect(&mut tpm.device, &BOUND, BOOT_LOG, Some(&INITDATA), list).unwrap();
+    let listed = |claims: &Claims| match &claims.details {
+        Details::Tpm(details) => details.images.clone(),
+        other => panic!("{other:?}"),
+    };
+    let good = evidence(&mut tpm, &images);
+    let claims = verify(&good, &BOUND).unwrap();
+    assert_eq!(listed(&measured), Some(Vec::new()));
+    assert_eq!(listed(&claims), Some(images.map(|image| format!("sha256:{}", hex::encode(image))).to_vec()));
+    assert_eq!(claims.launch_measurement, measured.launch_measurement, "what was launched is the same");
+    // The register as anybody computes it from the images' digests alone.
+    let wanted = extended(&extended(&[0; 32], &[1; 32]), &[2; 32]);
+    assert_eq!(good["tpm_quote"]["pcrs"][usize::from(IMAGES_PCR)], json!(hex::encode(wanted)));
+    for list in [&[][..], &images[..1], &[[2; 32], [1; 32]], &[[1; 32], [2; 32], [3; 32]]] {
+        let error = verify(&evidence(&mut tpm, list), &BOUND).unwrap_err().to_string();
+        assert!(error.contains("PCR 13"), "{error}");
+    }
+    // Trustee's guests have no list: nothing is claimed.
+    let mut silent = good.clone();
+    silent.as_object_mut().unwrap().remove("images");
+    assert_eq!(listed(&verify(&silent, &BOUND).unwrap()), None);
+    let mut malformed = good.clone();
+    malformed["images"][0] = json!("sha256:xy");
+    assert!(matches!(verify(&malformed, &BOUND), Err(EvidenceError::Malformed { .. })));
+    // Without a handshake it is the same evidence, of which nobody knows how old it is.
+    let appraised = TpmVerifier.appraise(&good).unwrap();
+    assert_eq!((appraised.report_data.as_slice(), listed(&appraised)), (&BOUND[..32], listed(&claims)));
 }
 
 #[test]
@@ -236,4 +274,17 @@ fn quotes_of_a_clouds_tpm_are_verified() {
         changed[40] ^= 1;
         assert_eq!(quote::verify(&modulus, &changed, &signature), Err(quote::QuoteError::Signature));
     }
+}
+
+/// See [`crate::cost`].
+#[test]
+#[ignore = "a benchmark"]
+fn benchmark() {
+    let Some(folder) = folder() else { return crate::cost::absent("TPM quote") };
+    let evidence: Value = serde_json::from_slice(&read(&folder, "tpm/trustee_tpm_evidence.json")).unwrap();
+    let part = |pointer: &str| from_standard(evidence.pointer(pointer).unwrap().as_str().unwrap()).unwrap();
+    let (spki, message, signature) = (part("/ak_public"), part("/tpm_quote/message"), part("/tpm_quote/signature"));
+    let (modulus, signature) = (quote::modulus(&spki).unwrap(), quote::signature(&signature).unwrap());
+    let whole = || TpmVerifier.appraise(&evidence).unwrap();
+    crate::cost::print("TPM quote", whole, 1, "RSA 2048", || quote::verify(modulus, &message, signature).unwrap());
 }

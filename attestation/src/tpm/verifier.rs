@@ -1,7 +1,7 @@
-//! The broker's side: signature, binding, registers, log, initdata; in this order, and each with its own refusal.
+//! The broker's side: signature, binding, registers, log, initdata, images; in this order, and each with its own refusal.
 
 use super::{
-    INITDATA_PCR, LAUNCH_PCRS, PCRS, Pcr, TpmClaims,
+    IMAGES_PCR, INITDATA_PCR, LAUNCH_PCRS, PCRS, Pcr, TpmClaims,
     attester::BINDING_LEN,
     evidence::Evidence,
     extended, initdata_event, launch_measurement,
@@ -11,6 +11,7 @@ use crate::{
     encoding::from_standard,
     event_log::{Bank, EventLog, MAX_LOG},
     evidence::{Claims, Details, EvidenceError, Verifier},
+    images::{self, ListError},
     kbs::Tee,
     report_data::{self, ReportData},
 };
@@ -33,32 +34,46 @@ impl Verifier for TpmVerifier {
     }
 
     fn verify(&self, evidence: &Value, report_data: &ReportData, _now: u64) -> Result<Claims, EvidenceError> {
-        let evidence = Evidence::deserialize(evidence).map_err(|e| malformed(e.to_string()))?;
-        let spki = part("ak_public", &evidence.ak_public, MAX_PART)?;
-        let message = part("message", &evidence.tpm_quote.message, MAX_PART)?;
-        let signature = part("signature", &evidence.tpm_quote.signature, MAX_PART)?;
-        let signature = quote::signature(&signature).map_err(|e| refused(&e))?;
-        quote::modulus(&spki).and_then(|modulus| quote::verify(modulus, &message, signature)).map_err(|e| refused(&e))?;
-
-        let quote = Quote::parse(&message).map_err(|e| refused(&e))?;
-        check_binding(&quote.binding, report_data)?;
-        if !quote.selected[..=9].iter().all(|selected| *selected) {
-            return Err(malformed("the quote leaves out registers of firmware, kernel or initdata".into()));
-        }
-        let pcrs = registers(&evidence.tpm_quote.pcrs)?;
-        quote.check_registers(&pcrs).map_err(|e| refused(&e))?;
-        check_log(&evidence.event_log, &pcrs)?;
-        Ok(Claims {
-            tee: Tee::Tpm,
-            launch_measurement: launch_measurement(|index| pcrs[index]).to_vec(),
-            init_data: init_data(&evidence.init_data, &pcrs[usize::from(INITDATA_PCR)])?,
-            report_data: report_data.to_vec(),
-            details: Details::Tpm(TpmClaims {
-                ak: Sha256::digest(&spki).to_vec(),
-                pcrs: LAUNCH_PCRS.iter().map(|index| format!("{index}:{}", hex::encode(pcrs[*index]))).collect(),
-            }),
-        })
+        let claims = inspect(evidence, |binding| check_binding(binding, report_data))?;
+        Ok(Claims { report_data: report_data.to_vec(), ..claims })
     }
+}
+
+impl TpmVerifier {
+    /// What evidence proves, whatever it is bound to: whether it is fresh is then not known.
+    pub fn appraise(&self, evidence: &Value) -> Result<Claims, EvidenceError> {
+        inspect(evidence, |_| Ok(()))
+    }
+}
+
+fn inspect(evidence: &Value, check_binding: impl FnOnce(&[u8]) -> Result<(), EvidenceError>) -> Result<Claims, EvidenceError> {
+    let evidence = Evidence::deserialize(evidence).map_err(|e| malformed(e.to_string()))?;
+    let spki = part("ak_public", &evidence.ak_public, MAX_PART)?;
+    let message = part("message", &evidence.tpm_quote.message, MAX_PART)?;
+    let signature = part("signature", &evidence.tpm_quote.signature, MAX_PART)?;
+    let signature = quote::signature(&signature).map_err(|e| refused(&e))?;
+    quote::modulus(&spki).and_then(|modulus| quote::verify(modulus, &message, signature)).map_err(|e| refused(&e))?;
+
+    let quote = Quote::parse(&message).map_err(|e| refused(&e))?;
+    check_binding(&quote.binding)?;
+    if !quote.selected[..=9].iter().all(|selected| *selected) {
+        return Err(malformed("the quote leaves out registers of firmware, kernel or initdata".into()));
+    }
+    let pcrs = registers(&evidence.tpm_quote.pcrs)?;
+    quote.check_registers(&pcrs).map_err(|e| refused(&e))?;
+    check_log(&evidence.event_log, &pcrs)?;
+    check_images(evidence.images.as_deref(), &quote, &pcrs)?;
+    Ok(Claims {
+        tee: Tee::Tpm,
+        launch_measurement: launch_measurement(|index| pcrs[index]).to_vec(),
+        init_data: init_data(&evidence.init_data, &pcrs[usize::from(INITDATA_PCR)])?,
+        report_data: quote.binding,
+        details: Details::Tpm(TpmClaims {
+            ak: Sha256::digest(&spki).to_vec(),
+            pcrs: LAUNCH_PCRS.iter().map(|index| format!("{index}:{}", hex::encode(pcrs[*index]))).collect(),
+            images: evidence.images,
+        }),
+    })
 }
 
 fn malformed(reason: String) -> EvidenceError {
@@ -119,6 +134,18 @@ fn check_log(text: &str, pcrs: &[Pcr; PCRS]) -> Result<(), EvidenceError> {
         }
     }
     Ok(())
+}
+
+/// Who does not say which images ran claims nothing; who says it has to be right.
+fn check_images(list: Option<&[String]>, quote: &Quote, pcrs: &[Pcr; PCRS]) -> Result<(), EvidenceError> {
+    let (Some(list), index) = (list, usize::from(IMAGES_PCR)) else { return Ok(()) };
+    if !quote.selected[index] {
+        return Err(malformed(format!("it lists images, and the quote leaves out PCR {index}")));
+    }
+    images::check(Bank::Sha256, list, &pcrs[index]).map_err(|e| match e {
+        ListError::Malformed(reason) => malformed(reason),
+        ListError::Unexplained => untrusted(format!("its images give another PCR {index} than the TPM signed")),
+    })
 }
 
 /// The digest that PCR 8 was extended with; empty without initdata.

@@ -14,6 +14,7 @@ use attestation::{
         report,
     },
     tdx::{TdxEvidence, TdxVerifier},
+    tpm::TpmVerifier,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -27,8 +28,8 @@ const MAX_FILE: u64 = 1 << 20;
 ///   cloister verify evidence.json --rule rule.toml
 ///   cloister verify report.bin --certificate vcek.der --at 1772323200 --json
 ///
-/// Evidence is the JSON of a handshake (all of it, or the part of the TEE), or the report of SEV-SNP or quote of TDX itself. Nobody is asked
-/// over the network unless a service is named. The exit code is 0 only if it is genuine, bound to what is wanted, and the rule releases.
+/// Evidence is the JSON of a handshake (all of it, or the part of the TEE) or of the workload API, or the report of SEV-SNP or quote of TDX
+/// itself. Nobody is asked over the network unless a service is named. The exit code is 0 only if it is genuine, bound to what is wanted, and the rule releases.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -76,6 +77,7 @@ struct Verdict {
 enum AnyVerifier {
     Snp(SnpVerifier),
     Tdx(TdxVerifier),
+    Tpm(TpmVerifier),
 }
 
 impl AnyVerifier {
@@ -89,6 +91,7 @@ impl AnyVerifier {
                 verifier.prepare(evidence, now).await?;
                 verifier.appraise(evidence, now)
             }
+            Self::Tpm(verifier) => verifier.appraise(evidence),
         }
     }
 }
@@ -110,6 +113,7 @@ fn verdict(args: &Args) -> Result<Verdict> {
     let verifier = match tee {
         Tee::Snp => AnyVerifier::Snp(args.endorsements.snp(Service::Nobody)?),
         Tee::Tdx => AnyVerifier::Tdx(args.endorsements.tdx(Service::Nobody)?),
+        Tee::Tpm => AnyVerifier::Tpm(TpmVerifier),
         tee => bail!("{}: evidence of type {tee} cannot be verified from a file", args.evidence.display()),
     };
     let rule = args.rule.as_deref().map(read_rule).transpose()?;
@@ -126,10 +130,11 @@ fn verdict(args: &Args) -> Result<Verdict> {
     Ok(Verdict { genuine, reason, fresh: genuine && wanted.is_some(), claims, released, refusal })
 }
 
-/// Whether claims are bound to what is wanted: to that, followed by zeros.
+/// Whether claims are bound to what is wanted: to that, followed by zeros; a TPM's to no less than the first 32 bytes of it.
 fn bound(claims: Claims, tee: Tee, wanted: Option<&[u8]>) -> Result<Claims, EvidenceError> {
     let Some(wanted) = wanted else { return Ok(claims) };
-    let rest = claims.report_data.strip_prefix(wanted).filter(|_| !wanted.is_empty());
+    let cut = if tee == Tee::Tpm { wanted.len().min(claims.report_data.len().max(32)) } else { wanted.len() };
+    let rest = claims.report_data.strip_prefix(&wanted[..cut]).filter(|_| !wanted.is_empty());
     if rest.is_some_and(|rest| rest.iter().all(|byte| *byte == 0)) {
         return Ok(claims);
     }
@@ -144,12 +149,15 @@ fn recognise(bytes: &[u8], certificates: &[Vec<u8>]) -> Result<(Tee, Value)> {
         return Ok((Tee::Snp, with_certificates(SnpEvidence { attestation_report: report, cert_chain: None }, certificates)?));
     }
     if matches!(bytes, [4 | 5, 0, 2, 0, ..]) {
-        return Ok((Tee::Tdx, TdxEvidence { quote: bytes.to_vec() }.to_json()?));
+        return Ok((Tee::Tdx, TdxEvidence { quote: bytes.to_vec(), images: None }.to_json()?));
     }
     let json: Value = serde_json::from_slice(bytes).context("neither JSON, nor a report of SEV-SNP, nor a quote of TDX")?;
     let inner = json.pointer("/tee-evidence/primary_evidence").unwrap_or(&json);
     if inner.get("attestation_report").is_some() {
         return Ok((Tee::Snp, with_certificates(SnpEvidence::from_json(inner)?, certificates)?));
+    }
+    if inner.get("tpm_quote").is_some() {
+        return Ok((Tee::Tpm, inner.clone()));
     }
     if inner.get("quote").is_some() {
         return Ok((Tee::Tdx, inner.clone()));
@@ -157,7 +165,7 @@ fn recognise(bytes: &[u8], certificates: &[Vec<u8>]) -> Result<(Tee, Value)> {
     if inner.get("svn").is_some() {
         return Ok((Tee::Sample, inner.clone()));
     }
-    bail!("JSON, but with neither `attestation_report` (SEV-SNP) nor `quote` (TDX) in it")
+    bail!("JSON, but with neither `attestation_report` (SEV-SNP) nor `quote` (TDX) nor `tpm_quote` (TPM) in it")
 }
 
 fn with_certificates(mut evidence: SnpEvidence, certificates: &[Vec<u8>]) -> Result<Value> {
@@ -177,7 +185,13 @@ fn show(verdict: &Verdict) -> Result<()> {
     };
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![
-        row("genuine", format!("{} evidence, up to its maker's root", claims.tee)),
+        row(
+            "genuine",
+            match claims.tee {
+                Tee::Tpm => "tpm evidence, signed by its key; whose TPM that is, nobody vouches for".into(),
+                tee => format!("{tee} evidence, up to its maker's root"),
+            },
+        ),
         row("launch_measurement", hex::encode(&claims.launch_measurement)),
         row("init_data", hex::encode(&claims.init_data)),
         row("report_data", hex::encode(&claims.report_data)),
@@ -209,8 +223,10 @@ fn show(verdict: &Verdict) -> Result<()> {
                 rows.push(row(name, hex::encode(register)));
             }
         }
-        _ => {}
+        Details::Tpm(tpm) => rows.push(row("key", hex::encode(&tpm.ak))),
+        Details::None => {}
     }
+    rows.extend(images(&claims.details).iter().map(|image| row("has run", image.clone())));
     if claims.is_debug() {
         rows.push(row("WARNING", "the host can read this guest's memory: nothing in it is confidential".into()));
     }
@@ -220,6 +236,16 @@ fn show(verdict: &Verdict) -> Result<()> {
         (None, Some(true)) => output::line("the rule releases"),
         _ => Ok(()),
     }
+}
+
+/// The images that a machine says it has run, where it can.
+fn images(details: &Details) -> &[String] {
+    let list = match details {
+        Details::Tdx(tdx) => tdx.images.as_deref(),
+        Details::Tpm(tpm) => tpm.images.as_deref(),
+        Details::Snp(_) | Details::None => None,
+    };
+    list.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -235,6 +261,7 @@ mod tests {
             assert_eq!(recognise(json.to_string().as_bytes(), &[]).unwrap(), (Tee::Tdx, tdx.clone()));
         }
         assert_eq!(recognise(&[4, 0, 2, 0, 0x81], &[]).unwrap().0, Tee::Tdx);
+        assert_eq!(recognise(br#"{"ak_public": "", "tpm_quote": {}}"#, &[]).unwrap().0, Tee::Tpm);
         let mut report = vec![0; report::LENGTH];
         report[0] = 2;
         let (tee, evidence) = recognise(&report, &[vec![1, 2]]).unwrap();
@@ -258,6 +285,10 @@ mod tests {
         for wanted in [&[7; 47][..], &[8; 48], &[], &[7; 65]] {
             assert!(matches!(bound(claims(), Tee::Snp, Some(wanted)), Err(EvidenceError::Binding { .. })), "{wanted:?}");
         }
+        // A TPM signs the first 32 bytes of a digest; less is nothing.
+        let of_tpm = |length| Claims { report_data: vec![7; length], ..claims() };
+        assert!(bound(of_tpm(32), Tee::Tpm, Some(&[7; 48])).is_ok() && bound(of_tpm(32), Tee::Snp, Some(&[7; 48])).is_err());
+        assert!(bound(of_tpm(31), Tee::Tpm, Some(&[7; 48])).is_err() && bound(of_tpm(32), Tee::Tpm, Some(&[8; 48])).is_err());
     }
 
     /// The command on files of real machines.
@@ -270,7 +301,7 @@ mod tests {
             |measurement: &str| format!("tee = 'snp'\nlaunch_measurement = '{measurement}'\ninit_data = 'sha256:{}'\n", "00".repeat(32));
         std::fs::write(&rule, text(&"11".repeat(48))).unwrap();
         let evidence = folder.join("kbs/snp_evidence_trustee_sev7_dstack_milan.json");
-        let args = |more: &[&str]| {
+        let of = |evidence: &std::path::Path, more: &[&str]| {
             let line = ["verify", evidence.to_str().unwrap()].iter().chain(more).map(ToString::to_string).collect::<Vec<_>>();
             verdict(
                 &<Args as clap::FromArgMatches>::from_arg_matches(
@@ -280,6 +311,7 @@ mod tests {
             )
             .unwrap()
         };
+        let args = |more: &[&str]| of(&evidence, more);
         let now = ["--at", "1795000000"];
         let genuine = args(&now);
         assert!(genuine.genuine && !genuine.fresh && genuine.released.is_none(), "{genuine:?}");
@@ -293,5 +325,8 @@ mod tests {
         let stale = args(&[&now[..], &["--report-data", &"07".repeat(48)]].concat());
         assert!(!stale.genuine && stale.reason.unwrap().contains("another challenge"));
         assert!(args(&["--at", "0"]).reason.unwrap().contains("valid from"));
+        let tpm = folder.join("tpm/trustee_tpm_evidence.json");
+        let verdict = of(&tpm, &[]);
+        assert!(verdict.genuine && !verdict.fresh && images(&verdict.claims.unwrap().details).is_empty());
     }
 }

@@ -126,7 +126,8 @@ impl Containers {
                 Ok((place, id))
             })?,
         };
-        let secrets = Opened::of(&derived.env, sandbox.broker()).await?;
+        let known = image.signed || sandbox.policy().names_images();
+        let secrets = Opened::of(&derived.env, sandbox.broker(), known).await?;
         let cgroup = Cgroup::of(&workspace.name);
         let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();
         let devices = give_devices(&cgroup, &host, &disks)?;

@@ -46,11 +46,13 @@ impl Access {
         Ok(Registry::new(ready.http.clone(), Options { plain_http, credentials, registries, ..Options::default() }))
     }
 
-    /// Whether the image is signed as the owner wants it. Asked for every container, whatever of its image is here already.
-    pub async fn check_signature(&self, subject: &Subject<'_>, registry: &Registry, reference: &Reference) -> Result<(), PullError> {
-        let Some(policy) = &self.ready().await?.policy else { return Ok(()) };
+    /// Whether the image is signed as the owner wants it; gives whether he wants it signed. Asked for every container, whatever of its image is
+    /// here already.
+    pub async fn check_signature(&self, subject: &Subject<'_>, registry: &Registry, reference: &Reference) -> Result<bool, PullError> {
+        let Some(policy) = &self.ready().await?.policy else { return Ok(false) };
         let repository = RegistryRepository { registry, reference };
-        Ok(signature::check(policy, subject, &repository, self).await?)
+        signature::check(policy, subject, &repository, self).await?;
+        Ok(policy.demands_signature(reference))
     }
 
     /// The private keys for images that were encrypted with JWE.
@@ -185,6 +187,9 @@ mod tests {
             manifest: signature::Document { digest: image::digest::Digest::of(bytes), bytes },
             index: None,
         };
+        let anything = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
+        let lax = Access::new(ImageSettings { security_policy: Some(Text::Inline(anything.into())), ..Default::default() }, None);
+        assert!(!lax.check_signature(&subject, &registry, &reference).await.unwrap(), "no signature was demanded");
         for _ in 0..2 {
             let error = access.check_signature(&subject, &registry, &reference).await.unwrap_err().to_string();
             assert!(error.contains("denied by the signature policy"), "{error}");

@@ -14,6 +14,7 @@ pub use error::PullError;
 use crate::{containers::derive::ImageProcess, scratch::Scratch, stages::Stages, vsock::Courier};
 use image::{
     config::ImageConfig,
+    digest::Digest,
     manifest::{self, Document, Manifest},
     plan::{self, LayerPlan, Mixed},
     reference::Reference,
@@ -31,6 +32,8 @@ use std::{path::PathBuf, sync::Arc};
 pub struct PulledImage {
     /// What it is called, and the digests of its manifest and of the index above it.
     pub identity: policy::Image,
+    /// Whether the owner demands that it be signed; then it is.
+    pub signed: bool,
     /// Directories of its layers, the lowest first.
     pub layers: Vec<PathBuf>,
     /// What its config says about the process.
@@ -41,7 +44,8 @@ pub struct PulledImage {
 pub struct Resolved {
     reference: String,
     source: Arc<Source>,
-    digest: String,
+    digest: Digest,
+    signed: bool,
     /// Of the index that led to the manifest, if one did.
     index: Option<String>,
     plans: Vec<LayerPlan>,
@@ -51,11 +55,12 @@ pub struct Resolved {
 impl Resolved {
     /// May it run? A policy may name the manifest or the index above it.
     pub fn admit(&self, policy: &Policy) -> Result<(), Denial> {
-        policy.image(&self.identity())
+        policy.image(&self.identity())?;
+        policy.image_with_secrets(&self.identity(), self.signed)
     }
 
     fn identity(&self) -> policy::Image {
-        let digests = [Some(self.digest.clone()), self.index.clone()];
+        let digests = [Some(self.digest.to_string()), self.index.clone()];
         policy::Image { reference: self.reference.clone(), digests: digests.into_iter().flatten().collect() }
     }
 }
@@ -107,7 +112,7 @@ impl Puller {
             Some(bytes) => Subject { reference: asked, manifest: Signed { digest, bytes }, index: Some(top) },
         };
         // Before the config is read, and for each container anew: that the layers are here says nothing about the image.
-        self.access.check_signature(&subject, registry, asked).await?;
+        let signed = self.access.check_signature(&subject, registry, asked).await?;
         let index = lower.is_some().then(|| top.digest.to_string());
         let pins = [Some(digest.to_string()), index.clone()];
         let pins: Vec<&str> = pins.iter().flatten().map(String::as_str).collect();
@@ -115,16 +120,16 @@ impl Puller {
         let (plans, process) = read_config(&source, &manifest, mixed).await?;
         stages.end("manifest");
         info!(image = request.image_reference, digest:% = digest, layers = plans.len(); "image resolved");
-        let (reference, digest) = (request.image_reference.clone(), digest.to_string());
-        Ok(Resolved { reference, source: Arc::new(source), digest, index, plans, process })
+        let reference = request.image_reference.clone();
+        Ok(Resolved { reference, source: Arc::new(source), digest, signed, index, plans, process })
     }
 
     /// Fetches, decrypts and unpacks the layers that are not here yet.
     pub async fn fetch(&self, image: Resolved, scratch: &Scratch, stages: &mut Stages) -> Result<PulledImage, PullError> {
-        let identity = image.identity();
+        let (identity, signed) = (image.identity(), image.signed);
         let keys = keys::layer_keys(&image.plans, &self.access, stages).await?;
         let layers = self.store.unpack(&image.source, image.plans, keys, scratch, stages).await?;
-        Ok(PulledImage { identity, layers, process: image.process })
+        Ok(PulledImage { identity, signed, layers, process: image.process })
     }
 }
 

@@ -113,6 +113,11 @@ impl SignaturePolicy {
         }
     }
 
+    /// Whether this image has to be signed to be accepted.
+    pub fn demands_signature(&self, reference: &Reference) -> bool {
+        self.requirements(reference).1.iter().any(|requirement| matches!(requirement, Requirement::SigstoreSigned(_)))
+    }
+
     /// Whether every image is accepted as it is.
     pub fn accepts_anything(&self) -> bool {
         let open = |list: &Vec<Requirement>| list.iter().all(|r| matches!(r, Requirement::InsecureAcceptAnything {}));

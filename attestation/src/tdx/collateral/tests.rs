@@ -72,7 +72,7 @@ async fn collateral_is_fetched_once_and_kept_on_disk() {
     let Some(folder) = folder() else { return };
     let recorded = parse(&read(&folder, "tdx/phala_tdx_quote_v4_collateral.json")).unwrap();
     let quote = read(&folder, "tdx/phala_tdx_quote_v4.dat");
-    let evidence = TdxEvidence { quote: quote.clone() }.to_json().unwrap();
+    let evidence = TdxEvidence { quote: quote.clone(), images: None }.to_json().unwrap();
     let (url, asked) = serve(recorded).await;
     let directory = tempfile::tempdir().unwrap();
     let store = || CollateralStore::new().with_directory(directory.path().to_owned());
@@ -97,7 +97,7 @@ async fn collateral_is_fetched_once_and_kept_on_disk() {
 #[tokio::test]
 async fn offline_says_where_the_collateral_should_be() {
     let Some(folder) = folder() else { return };
-    let evidence = TdxEvidence { quote: read(&folder, "tdx/phala_tdx_quote_v4.dat") }.to_json().unwrap();
+    let evidence = TdxEvidence { quote: read(&folder, "tdx/phala_tdx_quote_v4.dat"), images: None }.to_json().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let store = || CollateralStore::new().with_directory(directory.path().to_owned());
     let error = TdxVerifier::new(store()).prepare(&evidence, THEN).await.unwrap_err().to_string();

@@ -22,6 +22,7 @@ fn claims() -> TdxClaims {
         rtmr1: [7; 48],
         rtmr2: [8; 48],
         rtmr3: [9; 48],
+        images: None,
     }
 }
 

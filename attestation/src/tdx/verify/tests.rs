@@ -180,7 +180,7 @@ fn evidence_is_bound_to_a_handshake() {
     let store = CollateralStore::new();
     store.remember(&platform(&parsed).unwrap(), november_2025(&folder));
     let verifier = TdxVerifier::new(store);
-    let evidence = TdxEvidence { quote: quote.clone() }.to_json().unwrap();
+    let evidence = TdxEvidence { quote: quote.clone(), images: None }.to_json().unwrap();
     let bound: ReportData = quote[48 + 520..48 + 568].try_into().unwrap();
     let claims = verifier.verify(&evidence, &bound, NOVEMBER_2025).unwrap();
     assert_eq!((claims.tee, claims.init_data.len(), claims.launch_measurement.len()), (Tee::Tdx, 48, 48));
@@ -192,4 +192,38 @@ fn evidence_is_bound_to_a_handshake() {
     for bad in [Value::Null, serde_json::json!({}), serde_json::json!({"quote": "%"}), serde_json::json!({"quote": "A".repeat(100_000)})] {
         assert!(matches!(verifier.verify(&bad, &bound, NOVEMBER_2025), Err(EvidenceError::Malformed { .. })));
     }
+}
+
+/// See [`crate::cost`]. Ten signatures: the quote, the quoting enclave's report, the platform's key and its issuer, Intel's two statements and
+/// their signer, and three lists of revoked keys.
+#[test]
+#[ignore = "a benchmark"]
+fn benchmark() {
+    let Some(folder) = folder() else { return crate::cost::absent("TDX quote") };
+    let (quote, collateral) = (read(&folder, "tdx/phala_tdx_quote_v4.dat"), summer_2025(&folder));
+    // Behind header and body: the length of what follows, the signature, the key.
+    let (signed, rest) = quote.split_at(48 + 584);
+    let (signature, key) = (&rest[4..68], [&[4], &rest[68..132]].concat());
+    let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_FIXED, key);
+    key.verify(signed, signature).unwrap();
+    let whole = || with(&quote, &collateral, SUMMER_2025).unwrap();
+    crate::cost::print("TDX quote", whole, 10, "ECDSA P-256", || key.verify(signed, signature).unwrap());
+}
+
+#[test]
+fn images_that_the_quote_does_not_know_are_refused() {
+    let Some(folder) = folder() else { return };
+    let quote = read(&folder, "tdx/trustee_tdx_quote_6.dat");
+    let store = CollateralStore::new();
+    store.remember(&platform(&parse(&quote).unwrap()).unwrap(), november_2025(&folder));
+    let verifier = TdxVerifier::new(store);
+    let appraise = |images| verifier.appraise(&TdxEvidence { quote: quote.clone(), images }.to_json().unwrap(), NOVEMBER_2025);
+    let Details::Tdx(silent) = appraise(None).unwrap().details else { panic!("not of TDX") };
+    assert_eq!(silent.images, None);
+    // Nothing was extended into this one's register.
+    assert_eq!(silent.rtmr3, [0; 48]);
+    let Details::Tdx(none) = appraise(Some(Vec::new())).unwrap().details else { panic!("not of TDX") };
+    assert_eq!(none.images, Some(Vec::new()));
+    let error = appraise(Some(vec![format!("sha256:{}", "11".repeat(32))])).unwrap_err().to_string();
+    assert!(error.contains("another RTMR3"), "{error}");
 }

@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(status(&findings, "evidence"), Some(Status::Warning));
         assert_eq!(status(&findings, "initdata"), Some(Status::Ok));
         assert_eq!(status(&findings, "measurement"), Some(Status::Failed), "no guest is installed to compare with");
-        let tpm = Details::Tpm(TpmClaims { ak: vec![3; 32], pcrs: vec!["0:ab".into(), "4:cd".into()] });
+        let tpm = Details::Tpm(TpmClaims { ak: vec![3; 32], pcrs: vec!["0:ab".into(), "4:cd".into()], images: None });
         let findings = judge(&config, &claims(Tee::Tpm, tpm.clone()), &[9; 32]);
         assert_eq!(status(&findings, "initdata"), Some(Status::Failed));
         assert!(findings.iter().any(|f| f.remedy.as_deref().is_some_and(|r| r.contains("--pcr0 ab"))), "{findings:?}");

@@ -43,7 +43,7 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Say a policy in sentences
     Explain {
-        /// Policy (TOML)
+        /// Policy (TOML), or the whole initdata
         #[arg(value_name = "FILE")]
         policy: PathBuf,
         /// As JSON
@@ -135,7 +135,7 @@ pub(crate) struct Generate {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
-    /// Policy (TOML)
+    /// Policy (TOML), or the whole initdata, where that demands signatures of images
     #[arg(value_name = "FILE")]
     policy: PathBuf,
     /// Manifest of the pod to try
@@ -193,6 +193,10 @@ fn generate(args: &Generate) -> Result<()> {
 
 fn check(args: &Check) -> Result<ExitCode> {
     let policy = read(&args.policy)?;
+    // A guest starts nothing under it, whichever pod it is.
+    if let Some(reason) = policy.secrets_for_any_image() {
+        return refused(args, reason);
+    }
     if args.pod.is_none() && args.line.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -206,6 +210,15 @@ fn check(args: &Check) -> Result<ExitCode> {
         output::note(&format!("{} {} under this policy", draft.title, if refusals.is_empty() { "would run" } else { "would not run" }));
     }
     Ok(answer(refusals.is_empty()))
+}
+
+fn refused(args: &Check, reason: &str) -> Result<ExitCode> {
+    if args.json {
+        output::json(&json!({"pod": null, "accepted": false, "refusals": [reason]}))?;
+    } else {
+        output::line(reason)?;
+    }
+    Ok(ExitCode::FAILURE)
 }
 
 fn drafted(manifest: Option<&Path>, line: &[String], source: &Source, bind_files: bool) -> Result<Draft> {
@@ -237,6 +250,16 @@ fn annotation(policy: &Path, broker: &str, cert: Option<&Path>, tool: Tool) -> R
     })
 }
 
+/// A policy by itself, or in the initdata around it: the one has no `version`, the other must.
 fn read(path: &Path) -> Result<Policy> {
-    Policy::parse(&input::text(path)?).with_context(|| path.display().to_string())
+    let text = input::text(path)?;
+    let is_initdata = toml::from_str::<toml::Table>(&text).is_ok_and(|table| table.contains_key("version"));
+    let parse = || -> Result<Policy> {
+        if !is_initdata {
+            return Ok(Policy::parse(&text)?);
+        }
+        let (initdata, _) = policy::Initdata::parse_toml(&text)?;
+        Ok(Policy::from_initdata(Some(&initdata))?)
+    };
+    parse().with_context(|| path.display().to_string())
 }

@@ -272,6 +272,19 @@ fn the_commands_do_what_they_say() {
     assert!(ok(&["check", &other, "--offline", "--", "nerdctl", "run", "-e", "A=b", &job]));
     assert!(!ok(&["check", &other, "--offline", "--", "nerdctl", "run", "-e", "A=c", &job]));
     assert!(!ok(&["check", &other, "--pod", &pod, "--offline"]) && !ok(&["diff", &policy, &other, "--json"]));
+    // Secrets for whatever image the host brings: refused, unless the initdata around the policy demands signatures.
+    fs::write(&other, "[allow]\nsecrets = [\"token\"]\n").unwrap();
+    assert!(!ok(&["check", &other]) && !ok(&["check", &other, "--json"]) && ok(&["explain", &other]));
+    assert!(annotation(Path::new(&other), "https://keys.example", None, Tool::Ctr).is_err());
+    let initdata = |cdh: &str| {
+        let policy = "\"policy.toml\" = '''\n[allow]\nsecrets = [\"token\"]\n'''\n";
+        let text = format!("version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n{policy}\"cdh.toml\" = '''\n{cdh}'''\n");
+        fs::write(&other, text).unwrap();
+    };
+    initdata("");
+    assert!(format!("{:#}", cloister(&["check", &other]).unwrap_err()).contains("any image could read them"));
+    initdata("[image]\nimage_security_policy_uri = \"kbs:///acme/policy/images\"\n");
+    assert!(ok(&["check", &other]));
     assert!(cloister(&["generate"]).is_err() && cloister(&["generate", &file("none")]).is_err() && cloister(&["check", &pod]).is_err());
 }
 

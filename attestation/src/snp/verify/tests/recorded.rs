@@ -213,3 +213,21 @@ fn trustees_json_form_is_read_and_written() {
         assert!(matches!(error, EvidenceError::Binding { .. }), "{error}");
     }
 }
+
+/// See [`crate::cost`]. The chain up to AMD's root is verified once for each chip; every handshake costs the report's own signature.
+#[test]
+#[ignore = "a benchmark"]
+fn benchmark() {
+    let Some(folder) = folder() else { return crate::cost::absent("SNP report") };
+    let case = &GENUINE[3];
+    let report = Report::parse(&report_bytes(&folder, case.report)).unwrap();
+    let (bytes, certificates) = (report.to_bytes().unwrap(), case.certificate(&folder, case.certificate));
+    let verifier = verifier();
+    let vek = verifier.vek(&certificates[0].data).unwrap();
+    let whole = || verifier.verify_report(&report, &certificates, case.time).unwrap();
+    crate::cost::print("SNP report", whole, 1, "ECDSA P-384", || assert!(vek.has_signed(&bytes)));
+    crate::cost::print_once("SNP key's chain, once for each chip", || {
+        verifier.verified.lock().unwrap().clear();
+        verifier.vek(&certificates[0].data).unwrap()
+    });
+}
