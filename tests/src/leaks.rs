@@ -12,7 +12,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What runs for a sandbox on a node.
-const PROGRAMS: [&str; 2] = ["containerd-shim-cloister-v2", "qemu-system"];
+const PROGRAMS: [&str; 3] = ["containerd-shim-cloister-v2", "qemu-system", "virtiofsd"];
 
 /// What is there, each with a prefix that says of which kind it is.
 pub type Traces = BTreeSet<String>;

@@ -33,4 +33,5 @@ pub mod registry;
 pub mod runner;
 pub mod scratch_file;
 pub mod search;
+pub mod stages;
 pub mod tree;

@@ -1,4 +1,5 @@
-//! `make bench`: what a start costs over the floor, and what runs beside the guest.
+//! `make bench`: what a start costs over the floor, what the line between host and guest carries, what one more container costs in a pod,
+//! and what runs beside the guest.
 //!
 //! The machine is never as quiet as one would like, and its speed swings: everything is measured in one run, interleaved, over several
 //! rounds; ratios are made within a round, then their median is taken.
@@ -7,6 +8,9 @@
 
 mod crowd;
 mod floor;
+mod guest;
+mod line;
+mod pod;
 mod report;
 mod shim;
 
@@ -26,7 +30,8 @@ use crate::report::{Report, Unit};
 const ROUNDS: u32 = 5;
 
 fn main() -> ExitCode {
-    match measure() {
+    let word = std::env::args().nth(1).unwrap_or_default();
+    match guest::run(&word).unwrap_or_else(measure) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("The benchmark failed: {error:#}");
@@ -47,7 +52,9 @@ fn measure() -> Result<()> {
         return report.finish(&place::build()?.join("bench"));
     }
     let bed = Bed::start(&Setup { name: "bench", containerd: place::CONTAINERD_DEFAULT })?;
-    let result = run_rounds(&bed, rounds, &mut report);
+    let result = run_rounds(&bed, rounds, &mut report)
+        .and_then(|()| line::measure(&bed, rounds, &mut report))
+        .and_then(|()| pod::measure(&bed, &mut report));
     let ended = bed.end();
     result?;
     ended?;
