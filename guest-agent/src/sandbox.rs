@@ -11,7 +11,7 @@ use crate::{
     sysctl::{self, SysctlError},
     vsock::Courier,
 };
-use attestation::{Attester, BrokerClient, ClientError};
+use attestation::{Attester, BrokerClient, ClientError, Tee};
 use log::{info, warn};
 use policy::{Denial, ImageSettings, Initdata, InitdataError, Ledger, PlaceId, Policy, PolicyError, Wanted};
 use protocol::api;
@@ -91,6 +91,7 @@ pub struct Machine {
 pub struct Sandbox {
     hostname: String,
     resolv_conf: String,
+    tee: Tee,
     policy: Policy,
     ledger: Mutex<Ledger>,
     /// Whether the time of `pod.complete_within_s` runs.
@@ -113,6 +114,7 @@ impl Sandbox {
         let modules = machine.modules.clone();
         let attester = spawn_blocking(move || attester::bind(digest.as_deref(), &modules)).await;
         let attester = attester.map_err(|e| SandboxError::Aborted(e.to_string()))??;
+        let tee = attester.tee();
         let policy = Policy::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
         policy.network(request.interfaces.len(), request.routes.len())?;
         let settings = ImageSettings::from_initdata(initdata.as_ref().map(|(initdata, _)| initdata))?;
@@ -147,7 +149,7 @@ impl Sandbox {
         let ledger = Mutex::new(Ledger::new(policy.clone()));
         let (resolv_conf, access) = (resolv_conf(&request.dns), Access::new(settings, broker.clone()));
         let (timed, puller) = (AtomicBool::new(false), Puller::new(Courier, access));
-        Ok((Self { hostname, resolv_conf, policy, ledger, timed, machine, puller, broker }, digest))
+        Ok((Self { hostname, resolv_conf, tee, policy, ledger, timed, machine, puller, broker }, digest))
     }
 
     /// The name that containers see as theirs.
@@ -163,6 +165,11 @@ impl Sandbox {
     /// Where the pod's names are looked up, as text of resolv.conf(5); empty where nobody says.
     pub fn resolv_conf(&self) -> &str {
         &self.resolv_conf
+    }
+
+    /// What this machine's evidence comes from.
+    pub fn tee(&self) -> Tee {
+        self.tee
     }
 
     /// What the host may ask for.
@@ -296,6 +303,7 @@ impl Sandbox {
         Arc::new(Self {
             hostname: "pod".into(),
             resolv_conf: String::new(),
+            tee: Tee::Sample,
             policy,
             ledger,
             timed: AtomicBool::new(false),

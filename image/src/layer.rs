@@ -23,38 +23,29 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 /// What decompression may always yield, in bytes, whatever the ratio.
 const FREE_BYTES: u64 = 64 << 20;
 
-/// Why a layer was not unpacked. What lies in the directory then is of unknown state: remove it.
+/// Why a layer was not unpacked. Which one, its caller says. What lies in the directory then is of unknown state: remove it.
 #[derive(Debug, Error)]
 pub enum LayerError {
     /// A plan for an encrypted layer without its key, or the other way round.
-    #[error("layer {0}: the key does not go with the plan")]
-    Key(Digest),
+    #[error("the key does not go with the plan")]
+    Key,
     /// The archive, its packing or the directory.
-    #[error("layer {digest}: {source}")]
-    Unpack {
-        /// Which layer.
-        digest: Digest,
-        /// The cause.
-        source: UnpackError,
-    },
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
     /// Something behind the archive's end.
-    #[error("layer {0}: bytes other than zero follow the end of the archive: refused, as readers would disagree on what they are")]
-    Trailing(Digest),
+    #[error("bytes other than zero follow the end of the archive: refused, as readers would disagree on what they are")]
+    Trailing,
     /// Other than the config says.
-    #[error("layer {layer}: unpacks to {actual}, the image config promises {expected}: the image is damaged, push it anew")]
+    #[error("unpacks to {actual}, the image config promises diff_id {expected}: the image is damaged, push it anew")]
     DiffId {
-        /// Which layer.
-        layer: Digest,
         /// By the config.
         expected: Digest,
         /// What came out.
         actual: Digest,
     },
     /// Other than the encryptor said.
-    #[error("layer {layer}: decrypts to {actual}, its key was made for {expected}: the image is damaged, encrypt it anew")]
+    #[error("decrypts to {actual}, its key was made for {expected}: the image is damaged, encrypt it anew")]
     Plain {
-        /// Which layer.
-        layer: Digest,
         /// By the key packet.
         expected: Digest,
         /// What came out.
@@ -71,10 +62,8 @@ pub fn unpack_layer(
     root: &Path,
     limits: &Limits,
 ) -> Result<Stats, LayerError> {
-    let digest = plan.descriptor.digest;
-    let fail = |source| LayerError::Unpack { digest, source };
     let limits = capped(limits, plan.descriptor.size);
-    let unpacker = Unpacker::new(root, &limits).map_err(fail)?;
+    let unpacker = Unpacker::new(root, &limits)?;
     thread::scope(|scope| match (&plan.envelope, key) {
         (None, None) => unpack(scope, Box::new(BufReader::with_capacity(BUFFER, file)), plan, unpacker, &limits),
         (Some(_), Some(key)) => {
@@ -82,16 +71,12 @@ pub fn unpack_layer(
             // latest.
             let (plain, sum) = HashingReader::new(open_reader(file, key));
             let stats = unpack(scope, ahead::buffered(scope, plain), plan, unpacker, &limits)?;
-            let (actual, _) = sum.get().ok_or(LayerError::Trailing(digest))?;
+            let (actual, _) = sum.get().ok_or(LayerError::Trailing)?;
             let expected = key.plain_digest();
             // skopeo compresses a plain tar before it encrypts it, and still wraps the digest that it found: then it is the diff_id.
-            if actual == expected || plan.diff_id == expected {
-                Ok(stats)
-            } else {
-                Err(LayerError::Plain { layer: digest, expected, actual })
-            }
+            if actual == expected || plan.diff_id == expected { Ok(stats) } else { Err(LayerError::Plain { expected, actual }) }
         }
-        _ => Err(LayerError::Key(digest)),
+        _ => Err(LayerError::Key),
     })
 }
 
@@ -108,25 +93,23 @@ fn unpack<'scope, 'env>(
     unpacker: Unpacker,
     limits: &Limits,
 ) -> Result<Stats, LayerError> {
-    let digest = plan.descriptor.digest;
-    let fail = |source| LayerError::Unpack { digest, source };
     let tar: Box<dyn BufRead + Send + 'scope> = match plan.compression {
         Compression::None => Box::new(BufReader::new(Bounded::new(packed, limits.max_bytes))),
         _ => {
-            let tar = decompressor(packed, plan.compression).map_err(|e| fail(UnpackError::Archive(e)))?;
+            let tar = decompressor(packed, plan.compression).map_err(UnpackError::Archive)?;
             ahead::buffered(scope, Bounded::new(tar, limits.max_bytes))
         }
     };
     let (tar, sum) = HashingReader::new(tar);
     let mut archive = BufReader::with_capacity(BUFFER, tar);
-    let mut stats = unpacker.unpack(&mut archive).map_err(fail)?;
-    let zero = drain_zeros(&mut archive).map_err(|e| fail(UnpackError::Archive(e)))?;
+    let mut stats = unpacker.unpack(&mut archive)?;
+    let zero = drain_zeros(&mut archive).map_err(UnpackError::Archive)?;
     let Some((actual, bytes)) = sum.get().filter(|_| zero) else {
-        return Err(LayerError::Trailing(digest));
+        return Err(LayerError::Trailing);
     };
     stats.bytes = bytes;
     let expected = plan.diff_id;
-    if actual == expected { Ok(stats) } else { Err(LayerError::DiffId { layer: digest, expected, actual }) }
+    if actual == expected { Ok(stats) } else { Err(LayerError::DiffId { expected, actual }) }
 }
 
 /// The tar in `packed`. All of `packed` is read; what is neither a member nor a frame of the format is an error.
@@ -222,7 +205,7 @@ mod tests {
         let (cipher, mut plan, key) = testing::sealed_plan(&packed);
         (plan.compression, plan.diff_id) = (Compression::Gzip, Digest::of(&tar));
         run(&cipher, &plan, Some(&key)).unwrap();
-        assert!(matches!(run(&cipher, &plan, None), Err(LayerError::Key(_))));
+        assert!(matches!(run(&cipher, &plan, None), Err(LayerError::Key)));
         // The right tar in another gzip is not what the key was made for.
         let (_, _, other) = testing::sealed_plan(b"other");
         assert!(run(&cipher, &plan, Some(&other)).is_err());
@@ -234,7 +217,7 @@ mod tests {
         let packed = gzip(&tar);
         let plan = plan_of(&packed, &tar, Compression::Gzip);
         let error = |blob: &[u8]| run(blob, &plan, None).unwrap_err().to_string();
-        assert!(error(&packed[..packed.len() - 4]).contains("layer sha256:"), "a cut trailer");
+        assert!(error(&packed[..packed.len() - 4]).contains("reading the archive: "), "a cut trailer");
         let mut size = packed.clone();
         let at = size.len() - 1;
         size[at] ^= 1;

@@ -1,12 +1,13 @@
 //! An image of a layout, unpacked as a guest unpacks it: to see what a guest would see, and to measure what it takes.
 
 use crate::{
+    digest::Digest,
     layer::{self, LayerError},
     layout::{Layout, LayoutError},
     ocicrypt::{Kek, LayerKey, OcicryptError},
     plan::{self, LayerPlan, PlanError},
     spool::{self, SpoolError},
-    unpack::{self, Limits, Stats, UnpackError},
+    unpack::{self, Limits, Stats, UnpackError, Whiteouts},
 };
 use std::{
     fs::{self, File},
@@ -34,7 +35,7 @@ pub enum LocalError {
     #[error("layer {layer}: {source}")]
     Key {
         /// Its digest.
-        layer: crate::digest::Digest,
+        layer: Digest,
         /// What is wrong.
         source: OcicryptError,
     },
@@ -42,16 +43,26 @@ pub enum LocalError {
     #[error("layer {layer} is encrypted with key {key}: give that key")]
     NoKey {
         /// Its digest.
-        layer: crate::digest::Digest,
+        layer: Digest,
         /// The key's name.
         key: String,
     },
     /// The first pass.
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
+    #[error("layer {layer}: {source}")]
+    Spool {
+        /// Its digest.
+        layer: Digest,
+        /// What is wrong.
+        source: SpoolError,
+    },
     /// The second.
-    #[error(transparent)]
-    Layer(#[from] LayerError),
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// Its digest.
+        layer: Digest,
+        /// What is wrong.
+        source: LayerError,
+    },
     /// What layers imply.
     #[error(transparent)]
     Parents(#[from] UnpackError),
@@ -84,7 +95,8 @@ pub async fn unpack_image(
     for (number, plan) in plans.into_iter().enumerate() {
         let key = open_key(&plan, kek)?;
         let blob = layout.blob(&plan.descriptor.digest)?;
-        let (target, limits, places) = (target.to_owned(), limits.clone(), places.clone());
+        let limits = Limits { whiteouts: Whiteouts::of_layer(number), ..limits.clone() };
+        let (target, places) = (target.to_owned(), places.clone());
         jobs.spawn(async move {
             let _place = places.acquire().await;
             one_layer(number, plan, key, blob, &target, limits).await
@@ -114,12 +126,15 @@ async fn one_layer(
         let path = path.to_owned();
         move |source| LocalError::Io { path, source }
     };
+    let digest = plan.descriptor.digest;
     let file = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(target);
-    let file = spool::spool(tokio::fs::File::from_std(blob), &plan, key.as_ref(), file.map_err(io_error(target))?).await?;
+    let spooled = spool::spool(tokio::fs::File::from_std(blob), &plan, key.as_ref(), file.map_err(io_error(target))?).await;
+    let file = spooled.map_err(|source| LocalError::Spool { layer: digest, source })?;
     let root = target.join(number.to_string());
     fs::create_dir(&root).map_err(io_error(&root))?;
     let unpacked = tokio::task::spawn_blocking(move || {
-        let stats = layer::unpack_layer(file, &plan, key.as_ref(), &root, &limits)?;
+        let unpacked = layer::unpack_layer(file, &plan, key.as_ref(), &root, &limits);
+        let stats = unpacked.map_err(|source| LocalError::Layer { layer: digest, source })?;
         Ok((number, root, stats))
     });
     unpacked.await.map_err(|_| LocalError::Aborted)?

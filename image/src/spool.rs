@@ -24,45 +24,38 @@ const CHUNK: usize = 256 << 10;
 /// Chunks on their way: what a slow disk may hold back of a fast network.
 const IN_FLIGHT: usize = 4;
 
-/// Why a layer was not taken.
+/// Why a layer was not taken. Which one, its caller says.
 #[derive(Debug, Error)]
 pub enum SpoolError {
     /// The connection.
-    #[error("layer {digest}: reading: {source}")]
-    Read {
-        /// Which layer.
-        digest: crate::digest::Digest,
-        /// The cause.
-        source: io::Error,
-    },
+    #[error("reading: {0}")]
+    Read(#[source] io::Error),
     /// The scratch file.
-    #[error("layer {digest}: writing to scratch: {source}")]
-    Write {
-        /// Which layer.
-        digest: crate::digest::Digest,
-        /// The cause.
-        source: io::Error,
-    },
+    #[error("writing to scratch: {0}")]
+    Write(#[source] io::Error),
     /// Length or digest.
-    #[error("layer: {0}")]
+    #[error("{}", without_digest(.0))]
     Digest(#[from] DigestError),
     /// The HMAC.
-    #[error("layer {digest}: {source}")]
-    Hmac {
-        /// Which layer.
-        digest: crate::digest::Digest,
-        /// The verdict.
-        source: OcicryptError,
-    },
+    #[error(transparent)]
+    Hmac(OcicryptError),
     /// A plan for an encrypted layer without its key, or the other way round.
-    #[error("layer {0}: the key does not go with the plan")]
-    Key(crate::digest::Digest),
+    #[error("the key does not go with the plan")]
+    Key,
+}
+
+/// What [`DigestError`] says, for whoever names the layer himself.
+fn without_digest(error: &DigestError) -> String {
+    let text = error.to_string();
+    match error {
+        DigestError::Size { digest, .. } => text.trim_start_matches(&format!("{digest}: ")).to_owned(),
+        DigestError::Syntax(_) | DigestError::Mismatch { .. } => text,
+    }
 }
 
 /// Writes the blob of `plan` to `file`, from its start, and gives the file back, rewound, when length, digest and HMAC are right.
 /// Hashing and writing run on a blocking thread beside the reading. Dropping the future ends both; the file then holds junk.
 pub async fn spool<R: AsyncRead + Unpin>(mut reader: R, plan: &LayerPlan, key: Option<&LayerKey>, file: File) -> Result<File, SpoolError> {
-    let digest = plan.descriptor.digest;
     let check = Check::new(plan, key)?;
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     let writer = tokio::task::spawn_blocking(move || check.drain(receiver, file));
@@ -75,7 +68,7 @@ pub async fn spool<R: AsyncRead + Unpin>(mut reader: R, plan: &LayerPlan, key: O
             // The other side is gone only if it found a fault, which it reports below.
             Ok(_) if sender.send(buffer.split().freeze()).await.is_err() => break Ok(()),
             Ok(_) => (),
-            Err(source) => break Err(SpoolError::Read { digest, source }),
+            Err(source) => break Err(SpoolError::Read(source)),
         }
         buffer.reserve(CHUNK);
     };
@@ -83,12 +76,11 @@ pub async fn spool<R: AsyncRead + Unpin>(mut reader: R, plan: &LayerPlan, key: O
         sender.send(buffer.freeze()).await.ok();
     }
     drop(sender);
-    let verdict = writer.await.map_err(|e| SpoolError::Write { digest, source: io::Error::other(e) })?;
+    let verdict = writer.await.map_err(|e| SpoolError::Write(io::Error::other(e)))?;
     read.and(verdict)
 }
 
 struct Check {
-    plan: LayerPlan,
     verifier: Verifier,
     mac: Option<LayerMac>,
 }
@@ -96,14 +88,12 @@ struct Check {
 impl Check {
     fn new(plan: &LayerPlan, key: Option<&LayerKey>) -> Result<Self, SpoolError> {
         if plan.envelope.is_some() != key.is_some() {
-            return Err(SpoolError::Key(plan.descriptor.digest));
+            return Err(SpoolError::Key);
         }
-        Ok(Self { plan: plan.clone(), verifier: plan.descriptor.verifier(), mac: key.map(LayerKey::mac) })
+        Ok(Self { verifier: plan.descriptor.verifier(), mac: key.map(LayerKey::mac) })
     }
 
     fn drain(mut self, chunks: mpsc::Receiver<Bytes>, mut file: File) -> Result<File, SpoolError> {
-        let digest = self.plan.descriptor.digest;
-        let io_error = |source| SpoolError::Write { digest, source };
         let mac = self.mac.take();
         // The HMAC is as much work as the digest: side by side, where there is a processor for it.
         let mac = thread::scope(|scope| {
@@ -112,19 +102,18 @@ impl Check {
             Ok::<_, SpoolError>(mac.map(Beside::finish))
         })?;
         self.verifier.finish()?;
-        mac.map_or(Ok(()), |mac| mac.and_then(LayerMac::finish)).map_err(|source| SpoolError::Hmac { digest, source })?;
-        file.rewind().map_err(io_error)?;
+        mac.map_or(Ok(()), |mac| mac.and_then(LayerMac::finish)).map_err(SpoolError::Hmac)?;
+        file.rewind().map_err(SpoolError::Write)?;
         Ok(file)
     }
 
     fn write(&mut self, mut chunks: mpsc::Receiver<Bytes>, file: &mut File, mut mac: Option<&mut Beside<'_>>) -> Result<(), SpoolError> {
-        let digest = self.plan.descriptor.digest;
         while let Some(chunk) = chunks.blocking_recv() {
             if let Some(mac) = mac.as_deref_mut() {
                 mac.update(&chunk);
             }
             self.verifier.update(&chunk)?;
-            file.write_all(&chunk).map_err(|source| SpoolError::Write { digest, source })?;
+            file.write_all(&chunk).map_err(SpoolError::Write)?;
         }
         Ok(())
     }
@@ -197,14 +186,16 @@ mod tests {
         let mut flipped = cipher.clone();
         flipped[CHUNK] ^= 1;
         assert!(matches!(run(&flipped, &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Mismatch { .. }))));
-        assert!(matches!(run(&cipher[..CHUNK], &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Size { .. }))));
+        let short = run(&cipher[..CHUNK], &plan, Some(&key)).await.unwrap_err();
+        assert!(matches!(short, SpoolError::Digest(DigestError::Size { .. })));
+        assert!(short.to_string().starts_with(&format!("{CHUNK} bytes came where ")), "{short}");
         let long = [cipher.as_slice(), &[0; CHUNK * 9]].concat();
         assert!(matches!(run(&long, &plan, Some(&key)).await, Err(SpoolError::Digest(DigestError::Size { .. }))));
-        assert!(matches!(run(&cipher, &plan, None).await, Err(SpoolError::Key(_))));
+        assert!(matches!(run(&cipher, &plan, None).await, Err(SpoolError::Key)));
         // The registry is consistent with itself, and yet the layer is not what the key's owner made.
         let mut forged = plan.clone();
         forged.descriptor.digest = crate::digest::Digest::of(&flipped);
-        assert!(matches!(run(&flipped, &forged, Some(&key)).await, Err(SpoolError::Hmac { .. })));
+        assert!(matches!(run(&flipped, &forged, Some(&key)).await, Err(SpoolError::Hmac(_))));
     }
 
     #[tokio::test]
@@ -212,7 +203,14 @@ mod tests {
         let plan = testing::plain_plan(b"hello");
         let reader = tokio_test_reader();
         let error = spool(reader, &plan, None, tempfile::tempfile().unwrap()).await.unwrap_err();
-        assert!(matches!(error, SpoolError::Read { .. }), "{error}");
+        assert!(matches!(error, SpoolError::Read(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_as_such() {
+        let (full, blob) = (File::options().write(true).open("/dev/full").unwrap(), vec![1; CHUNK * 9]);
+        let error = spool(blob.as_slice(), &testing::plain_plan(&blob), None, full).await.unwrap_err();
+        assert!(matches!(&error, SpoolError::Write(source) if source.kind() == io::ErrorKind::StorageFull), "{error}");
     }
 
     fn tokio_test_reader() -> impl AsyncRead + Unpin {

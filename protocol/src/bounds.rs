@@ -243,26 +243,43 @@ impl Bounded for api::PrepareVolumesRequest {
 impl Bounded for api::Volume {
     fn check(&self) -> Result<(), BoundError> {
         at_most(self.destination.len(), MAX_PATH, "volumes.destination", "bytes")?;
-        let shortest = |path: &str| path.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
-        ensure(
-            self.destination.starts_with('/') && !self.destination.contains('\0') && shortest(&self.destination),
-            "volumes.destination",
-            "an absolute path in its shortest spelling, not the root",
-        )?;
+        let rest = self.destination.strip_prefix('/');
+        ensure(rest.is_some_and(is_shortest), "volumes.destination", "an absolute path in its shortest spelling, not the root")?;
         ensure(self.kind.enum_value().is_ok(), "volumes.kind", "one of the known kinds")?;
         ensure(self.mode <= MAX_MODE, "volumes.mode", format!("at most {MAX_MODE:o}"))?;
         match self.kind.enum_value() {
-            Ok(api::VolumeKind::EMPTY | api::VolumeKind::EMPTY_MEMORY) => check_id("volumes.name", &self.name),
+            Ok(api::VolumeKind::EMPTY | api::VolumeKind::EMPTY_MEMORY) => {
+                check_id("volumes.name", &self.name)?;
+                check_part(&self.path)
+            }
             Ok(api::VolumeKind::DISK) => {
                 // Never the scratch disk's.
-                let number = self.name.strip_prefix("disk").unwrap_or_default();
-                let plain = (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
-                ensure(plain, "volumes.name", "disk and a number")?;
+                ensure(is_numbered(&self.name, "disk"), "volumes.name", "disk and a number")?;
                 ensure(self.destination.starts_with("/dev/"), "volumes.destination", "below /dev")
+            }
+            Ok(api::VolumeKind::SHARED) => {
+                ensure(is_numbered(&self.name, "share"), "volumes.name", "share and a number")?;
+                check_part(&self.path)
             }
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a relative path is the only one that leads where it leads, but for links, and leads down.
+fn is_shortest(path: &str) -> bool {
+    path.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0')
+}
+
+fn check_part(path: &str) -> Result<(), BoundError> {
+    at_most(path.len(), MAX_PATH, "volumes.path", "bytes")?;
+    ensure(path.is_empty() || is_shortest(path), "volumes.path", "a relative path in its shortest spelling, or nothing")
+}
+
+/// A word and a number of up to three digits.
+fn is_numbered(name: &str, word: &str) -> bool {
+    let number = name.strip_prefix(word).unwrap_or_default();
+    (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit())
 }
 
 impl Bounded for api::ReadVolumeRequest {
@@ -436,6 +453,18 @@ mod tests {
         for (destination, name) in [("/dev/xvda", "scratch"), ("/dev/xvda", "disk"), ("/dev/xvda", "disk-1"), ("/data", "disk0")] {
             assert!(disk(destination, name).is_err(), "{destination} {name}");
         }
+        let part = |path: &str| {
+            let kind = api::VolumeKind::EMPTY.into();
+            api::Volume { kind, name: "cache".into(), path: path.into(), ..volume("/a") }.check()
+        };
+        assert!(part("a/b").is_ok() && part("../b").is_err() && part("/b").is_err());
+        let shared = |name: &str, path: &str| {
+            let kind = api::VolumeKind::SHARED.into();
+            api::Volume { kind, name: name.into(), path: path.into(), ..volume("/a") }.check()
+        };
+        assert!(shared("share0", "").is_ok() && shared("share7", "a/b c").is_ok());
+        assert!(shared("scratch", "").is_err() && shared("share", "").is_err() && shared("share0/..", "").is_err());
+        assert!(["/a", "../a", "a/../b", "a//b", "a/", ".", "a\0b"].iter().all(|path| shared("share0", path).is_err()));
         assert!(api::Volume { mode: 0o4755, ..volume("/a") }.check().is_err());
     }
 

@@ -13,6 +13,18 @@ use std::fmt;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+/// Bytes of a stream that are in somebody's hands at a time: few for the many that say a line now and then.
+pub const CHUNK: usize = 4 << 10;
+/// The same of a stream that had more to say: what a pipe holds (pipe(7)).
+const LARGE_CHUNK: usize = 64 << 10;
+
+/// Enlarges a stream's buffer once it was full: each chunk costs a wait of the process and two system calls on either side.
+pub fn grow(chunk: &mut Vec<u8>, filled: usize) {
+    if filled == chunk.len() && filled < LARGE_CHUNK {
+        chunk.resize(LARGE_CHUNK, 0);
+    }
+}
+
 /// One of a process's standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {

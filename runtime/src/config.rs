@@ -14,6 +14,8 @@ pub const DEFAULT_PATH: &str = "/etc/cloister/config.toml";
 pub const PATH_VARIABLE: &str = "CLOISTER_CONFIG";
 /// Longest configuration, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
+/// Most shared directories: each has a device and a process of its own.
+const MAX_SHARED: usize = 8;
 /// Longest initdata file, in bytes.
 const MAX_INITDATA: u64 = 1 << 20;
 
@@ -104,6 +106,8 @@ pub struct Guest {
     pub memory_mib: u32,
     /// Size of the sparse scratch file in MiB; 0 is no disk: everything in memory.
     pub scratch_mib: u64,
+    /// Directories of the host's that containers may mount as they are, at most 8; only where there is no enclave.
+    pub shared: Vec<PathBuf>,
     /// Appended to the kernel command line, for debugging. It is measured.
     pub cmdline_extra: String,
     /// Whether an SNP guest reads the host's ACPI tables, which are unmeasured code; without them it has one CPU. Not set is no.
@@ -120,6 +124,8 @@ pub struct Vmm {
     pub accelerator: Accelerator,
     /// The firmware of an enclave; found in the distribution's package where it is not set. It is measured.
     pub firmware: Option<PathBuf>,
+    /// The program that serves a shared directory; found in the distribution's package where it is not set.
+    pub virtiofsd: Option<PathBuf>,
     /// Seconds from QEMU's start to the agent's first word, 1 to 3600.
     pub boot_timeout_s: u64,
 }
@@ -181,6 +187,7 @@ impl Default for Guest {
             vcpus: 1,
             memory_mib: 512,
             scratch_mib: 10 << 10,
+            shared: Vec::new(),
             cmdline_extra: String::new(),
             acpi: None,
         }
@@ -189,7 +196,7 @@ impl Default for Guest {
 
 impl Default for Vmm {
     fn default() -> Self {
-        Self { qemu: "qemu-system-x86_64".into(), accelerator: Accelerator::Auto, firmware: None, boot_timeout_s: 120 }
+        Self { qemu: "qemu-system-x86_64".into(), accelerator: Accelerator::Auto, firmware: None, virtiofsd: None, boot_timeout_s: 120 }
     }
 }
 
@@ -232,6 +239,11 @@ impl Config {
         bound(scratch == 0 || (64..=1 << 20).contains(&scratch), "guest.scratch_mib", "0, or 64 to 1048576 (1 TiB)")?;
         bound(self.courier.cache_dir.is_absolute(), "courier.cache_dir", "an absolute path")?;
         bound(self.courier.cache_mib <= 16 << 20, "courier.cache_mib", "0 to 16777216 (16 TiB)")?;
+        let shared = &self.guest.shared;
+        bound(shared.len() <= MAX_SHARED && shared.iter().all(|dir| dir.is_absolute()), "guest.shared", "at most 8 absolute paths")?;
+        // With "auto" too: the same pod would find its files on one node and not on another.
+        let rule = "only with tee = \"none\": what the host shares it reads and changes";
+        bound(shared.is_empty() || self.tee == Tee::None, "guest.shared", rule)?;
         bound(self.guest.cmdline_extra.len() <= 1024, "guest.cmdline_extra", "at most 1024 bytes")?;
         bound((1..=3600).contains(&self.vmm.boot_timeout_s), "vmm.boot_timeout_s", "1 to 3600 seconds")?;
         self.snp.check().map_err(|rule| ConfigError::Bound { path: path.to_owned(), key: "snp", rule: rule.to_string() })
@@ -292,6 +304,20 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.starts_with("configuration /etc/c.toml: line"), "{error}");
             assert!(error.contains(line) && error.contains(key) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn directories_are_shared_only_where_there_is_no_enclave() {
+        assert_eq!(parse("[guest]\nshared = ['/srv/data']").unwrap().guest.shared, [PathBuf::from("/srv/data")]);
+        for (text, word) in [
+            ("tee = 'auto'\n[guest]\nshared = ['/srv']", "tee = \"none\""),
+            ("tee = 'snp'\n[guest]\nshared = ['/srv']", "tee = \"none\""),
+            ("[guest]\nshared = ['srv']", "absolute"),
+            ("[guest]\nshared = ['/1', '/2', '/3', '/4', '/5', '/6', '/7', '/8', '/9']", "at most 8"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("guest.shared") && error.contains(word) && !error.contains('\n'), "{error}");
         }
     }
 

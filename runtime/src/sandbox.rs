@@ -10,6 +10,7 @@ use crate::{
     vmm::{
         self, Cmdline, Command, Disk, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
+        shared::SharedError,
     },
     vsock::{Vsock, VsockListener, VsockStream},
 };
@@ -113,6 +114,9 @@ pub enum SandboxError {
     /// The enclave.
     #[error(transparent)]
     Tee(#[from] TeeError),
+    /// A shared directory.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
     /// The record.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -184,6 +188,8 @@ pub struct Sandbox {
     process: Process,
     /// Processes beside it; they end with it.
     _helpers: Vec<Process>,
+    /// Directories of the host's that the guest sees.
+    shared: Vec<PathBuf>,
     courier: Arc<Courier>,
     agent: AgentClient,
     /// Streams that are being connected: more than the guest accepts at a time it refuses.
@@ -236,6 +242,7 @@ impl Sandbox {
         let vcpus = spec.vcpus.unwrap_or(config.guest.vcpus);
         let request = Request { dir: record.dir(), initdata: &spec.initdata_digest, vcpus };
         let (platform, helpers) = prepare_tee(config, &qemu, &request)?;
+        let (shared, servers) = vmm::shared::serve(config.vmm.virtiofsd.as_deref(), &config.guest.shared, record.dir())?;
         let kernel = tee::kernel(config, platform.shape.machine)?;
         let scratch = make_scratch(record.dir(), config.guest.scratch_mib)?;
         let (vsock, device) = Vsock::for_vm(record.dir()).map_err(vsock_error)?;
@@ -267,12 +274,13 @@ impl Sandbox {
             accelerator: choice.accelerator,
             scratch,
             disks: spec.disks.clone(),
+            shared,
             vsock: device,
             taps: std::mem::take(&mut network.taps),
         };
-        let mut running = Vec::with_capacity(helpers.len());
-        for helper in helpers {
-            let process = Process::spawn(&id, helper.command)?;
+        let mut running = Vec::new();
+        for command in helpers.into_iter().map(|helper| helper.command).chain(servers) {
+            let process = Process::spawn(&id, command)?;
             record.note_helper(process.pid())?;
             running.push(process);
         }
@@ -305,6 +313,7 @@ impl Sandbox {
             vsock,
             process,
             _helpers: running,
+            shared: config.guest.shared.clone(),
             courier,
             agent,
             connecting: Semaphore::new(MAX_CONNECTING),
@@ -374,6 +383,11 @@ impl Sandbox {
     /// Process id of the VM on this host.
     pub fn vm_pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Directories of the host's that the guest sees, in the order of their tags: those of the configuration when it was booted.
+    pub fn shared(&self) -> &[PathBuf] {
+        &self.shared
     }
 
     /// Connects to one of the guest's ports, `protocol::guest_port`.

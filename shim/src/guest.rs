@@ -8,7 +8,7 @@ use runtime::{
     courier::BlobSource,
     sandbox::{self, Sandbox, SandboxSpec},
 };
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A connection that carries one stream.
@@ -22,6 +22,8 @@ pub trait Guest: Send + Sync {
     fn agent(&self) -> AgentClient;
     /// Process id of the VM on this host: the only pid that a container of it has here.
     fn pid(&self) -> u32;
+    /// Directories of the host that it sees, in the order of their tags.
+    fn shared(&self) -> &[PathBuf];
     /// Connects one of a process's standard streams.
     async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError>;
     /// Connects a copy of a volume.
@@ -87,6 +89,10 @@ impl Guest for Sandbox {
 
     fn pid(&self) -> u32 {
         self.vm_pid()
+    }
+
+    fn shared(&self) -> &[PathBuf] {
+        Sandbox::shared(self)
     }
 
     async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError> {

@@ -15,7 +15,7 @@ fn read(json: &serde_json::Value) -> Result<(), TaskError> {
     let pod = bundle.pod("c")?;
     assert!(!pod.hostname.is_empty() && pod.hostname.len() <= 4 * MAX_HOSTNAME, "{:?}", pod.hostname);
     bundle.hooks("c", Path::new("/nowhere")).check()?;
-    volumes::plan(bundle.mounts())?;
+    volumes::plan(bundle.mounts(), &[])?;
     volumes::disks(&bundle, true)?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::broker::{Broker, Release};
 use crate::configuration::{Configuration, Initdata};
 use crate::containerd::{Containerd, Options};
 use crate::cri::Cri;
-use crate::cri::configuration::Node;
+use crate::cri::configuration::{Node, Runtimes};
 use crate::cri::network::Network;
 use crate::ctr::{Ctr, Run};
 use crate::daemon::{self, Daemon};
@@ -66,18 +66,17 @@ impl Bed {
         Self::start_as(setup, None)
     }
 
-    /// The same with a CRI, whose runtimes all have our snapshotter, and a network for its pods.
+    /// The same with a CRI, and a network for its pods, which all are of Cloister and have our snapshotter.
     pub fn start_with_cri(setup: &Setup<'_>) -> Result<Self> {
-        Self::start_as(setup, Some("cloister"))
+        Self::start_as(setup, Some(Runtimes::Ours))
     }
 
-    /// The same with containerd's own snapshotter for every runtime but Cloister: what `cloister install --snapshotter` comes to.
-    pub fn start_as_installed(setup: &Setup<'_>) -> Result<Self> {
-        Self::start_as(setup, Some("overlayfs"))
+    /// The same with runc beside us: `runtimes` says who has which snapshotter.
+    pub fn start_with_runc(setup: &Setup<'_>, runtimes: Runtimes) -> Result<Self> {
+        Self::start_as(setup, Some(runtimes))
     }
 
-    /// `cri` is the snapshotter of its runtimes, if there is to be a CRI.
-    fn start_as(setup: &Setup<'_>, cri: Option<&'static str>) -> Result<Self> {
+    fn start_as(setup: &Setup<'_>, cri: Option<Runtimes>) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "containerd needs root: run `make test`, which uses sudo where needed");
         let base = place::build()?.join("t").join(setup.name);
         clear(&base)?;
@@ -95,9 +94,10 @@ impl Bed {
         configuration.authorities = vec![registry.authority.clone(), broker.authority.clone()];
         let file = base.join("cloister.toml");
         configuration.write(&file)?;
-        let (snapshotter, socket) = start_snapshotter("snapshotter", &base, &containerd_directory.join("c.sock"), &[])?;
+        let flags = cri.map_or(&[][..], Runtimes::flags);
+        let (snapshotter, socket) = start_snapshotter("snapshotter", &base, &containerd_directory.join("c.sock"), flags)?;
         let snapshotter = Mutex::new(snapshotter);
-        let node = cri.map(|snapshotter| Node::new(&base, setup.name, setup.containerd, &registry, snapshotter)).transpose()?;
+        let node = cri.map(|runtimes| Node::new(&base, setup.name, setup.containerd, &registry, runtimes)).transpose()?;
         let options = Options {
             version: setup.containerd,
             directory: &containerd_directory,
@@ -208,6 +208,8 @@ impl Bed {
         let finished = self.ctr().run(run)?;
         ensure!(!finished.status.success() && finished.stdout.is_empty(), "it ran: {finished:?}");
         ensure!(finished.stderr.trim_end().lines().count() == 1, "not one line: {}", finished.stderr);
+        let parts: Vec<&str> = finished.stderr.trim_end().split(": ").collect();
+        ensure!(parts.windows(2).all(|pair| pair[0] != pair[1]), "says something twice: {}", finished.stderr);
         for word in words {
             ensure!(finished.stderr.contains(word), "'{word}' is not in: {}", finished.stderr);
         }
@@ -233,12 +235,14 @@ impl Bed {
         fs::remove_file(self.base.join("snap.sock"))?;
         let name = format!("snapshotter-{}", self.count.fetch_add(1, Ordering::Relaxed));
         *daemon = start_snapshotter(&name, &self.base, &self.base.join("c/c.sock"), flags)?.0;
-        // containerd calls it again after a while of its own.
+        // containerd calls it again after a while of its own; and not to answer what it knows by itself, as that there are no snapshots.
+        let snapshot = |verb| self.ctr().call(&["snapshot", "--snapshotter", "cloister", verb, &name]);
         let deadline = Instant::now() + START;
-        while !self.ctr().call(&["snapshot", "--snapshotter", "cloister", "ls"])?.status.success() {
+        while !snapshot("prepare")?.status.success() {
             ensure!(Instant::now() < deadline, "containerd does not find its snapshotter again");
             std::thread::sleep(Duration::from_millis(100));
         }
+        snapshot("rm")?.succeeded()?;
         Ok(())
     }
 

@@ -26,6 +26,8 @@ pub struct Configuration {
     pub efi_kernel: PathBuf,
     /// `[guest] initramfs`.
     pub initramfs: PathBuf,
+    /// `[guest] shared`.
+    pub shared: Vec<PathBuf>,
     /// `[guest] cmdline_extra`.
     pub cmdline_extra: String,
     /// `[guest] scratch_mib`.
@@ -51,6 +53,7 @@ impl Configuration {
             kernel: guest.join("vmlinux"),
             efi_kernel: guest.join("vmlinuz"),
             initramfs: guest.join("initramfs.cpio"),
+            shared: Vec::new(),
             cmdline_extra: String::new(),
             scratch_mib: 2048,
             qemu: "qemu-system-x86_64".to_owned(),
@@ -63,13 +66,14 @@ impl Configuration {
     pub fn text(&self) -> String {
         let list = self.authorities.iter().map(|authority| format!("{authority:?}")).collect::<Vec<_>>().join(", ");
         format!(
-            "state_dir = {:?}\ntee = {:?}\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\nefi_kernel = {:?}\ncmdline_extra = {:?}\n\n[vmm]\nqemu = {:?}\nfirmware = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\ncache_dir = {:?}\n",
+            "state_dir = {:?}\ntee = {:?}\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\nefi_kernel = {:?}\nshared = {:?}\ncmdline_extra = {:?}\n\n[vmm]\nqemu = {:?}\nfirmware = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\ncache_dir = {:?}\n",
             self.state,
             self.tee,
             self.kernel,
             self.initramfs,
             self.scratch_mib,
             self.efi_kernel,
+            self.shared,
             self.cmdline_extra,
             self.qemu,
             self.firmware,

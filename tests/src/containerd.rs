@@ -116,9 +116,10 @@ impl Containerd {
 fn launch(program: &Path, directory: &Path, shim_configuration: &Path, ctr: &Ctr) -> Result<Daemon> {
     let mut command = Command::new(program);
     command.arg("-c").arg(directory.join(CONFIGURATION)).env("CLOISTER_CONFIG", shim_configuration);
-    // containerd looks its shims up in its own PATH.
+    // containerd looks its shims up in its own PATH: ours, and runc's, which lies beside it.
     let path = std::env::var("PATH").context("PATH is not set")?;
-    command.env("PATH", format!("{}:{}:{path}", directory.join(SHIMS).display(), place::binaries()?.display()));
+    let beside = program.parent().context("a program without a directory")?.display();
+    command.env("PATH", format!("{}:{}:{beside}:{path}", directory.join(SHIMS).display(), place::binaries()?.display()));
     let mut daemon = Daemon::start("containerd", directory, command)?;
     daemon.wait_until(START, "listening", || UnixStream::connect(ctr.address()).is_ok())?;
     ctr.wait_serving(START)?;

@@ -21,6 +21,7 @@ pub struct Ctr {
     address: PathBuf,
     fifos: PathBuf,
     local_pull: bool,
+    namespace: &'static str,
 }
 
 /// What `ctr run` is to run.
@@ -43,7 +44,12 @@ pub struct Run<'a> {
 impl Ctr {
     /// `local_pull`: 1.7 and newer pull in the daemon unless told otherwise.
     pub fn new(program: PathBuf, address: PathBuf, fifos: PathBuf, local_pull: bool) -> Self {
-        Self { program, address, fifos, local_pull }
+        Self { program, address, fifos, local_pull, namespace: "default" }
+    }
+
+    /// The same client in another namespace of the daemon.
+    pub fn in_namespace(&self, namespace: &'static str) -> Self {
+        Self { namespace, ..self.clone() }
     }
 
     /// Socket of the daemon.
@@ -54,7 +60,7 @@ impl Ctr {
     /// The command line of `ctr` with `arguments`.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--address").arg(&self.address).args(arguments);
+        command.arg("--address").arg(&self.address).args(["--namespace", self.namespace]).args(arguments);
         command
     }
 

@@ -12,7 +12,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What runs for a sandbox on a node.
-const PROGRAMS: [&str; 2] = ["containerd-shim-cloister-v2", "qemu-system"];
+const PROGRAMS: [&str; 3] = ["containerd-shim-cloister-v2", "qemu-system", "virtiofsd"];
 
 /// What is there, each with a prefix that says of which kind it is.
 pub type Traces = BTreeSet<String>;
@@ -185,6 +185,7 @@ fn list(directory: &str, kind: &str) -> Traces {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     #[test]
     fn a_file_and_a_process_are_found_by_the_sandbox_name_and_another_is_not() {
@@ -193,7 +194,7 @@ mod tests {
         fs::create_dir_all(state.join("leaky-one")).unwrap();
         fs::write(state.join("leaky-one/record"), "").unwrap();
         let watch = Watch::new(&base, &state, &base.join("bundles"));
-        let mut child = std::process::Command::new("sh").args(["-c", "sleep 600; : leaky-one"]).spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg0("leaky-one").arg("600").spawn().unwrap();
         // The kernel shows a program's arguments a moment after it was started.
         let process = format!("process {}", child.id());
         let deadline = Instant::now() + SETTLE;

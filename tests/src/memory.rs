@@ -37,6 +37,20 @@ pub fn private_mib(pid: u32) -> Result<f64> {
     Ok(kib as f64 / 1024.0)
 }
 
+/// All that a process has resident (`VmRSS` of `/proc/PID/status`, proc(5)), in MiB.
+pub fn resident_mib(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).with_context(|| format!("process {pid} has no memory"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? >> 10)
+}
+
+/// `MemAvailable` of `/proc/meminfo` (proc(5)), in MiB.
+pub fn available_mib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("no MemAvailable in /proc/meminfo")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? >> 10)
+}
+
 /// The agent's resident set as the shim logged it at the sandbox's end, in MiB.
 pub fn agent_mib(log: &[String]) -> Option<f64> {
     let line = log.iter().rev().find(|line| line.contains("agent_rss_kib="))?;

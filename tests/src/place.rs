@@ -56,6 +56,11 @@ pub fn busybox() -> Result<PathBuf> {
     unpacked("busybox", "usr/bin/busybox").or_else(|_| unpacked("busybox", "bin/busybox"))
 }
 
+/// Debian's runc: in `/usr/sbin` on Debian 12, in `/usr/bin` in later ones.
+pub fn runc() -> Result<PathBuf> {
+    unpacked("runc", "usr/bin/runc").or_else(|_| unpacked("runc", "usr/sbin/runc"))
+}
+
 /// Refuses a socket path that would be cut off or refused later with an error that explains nothing.
 pub fn socket(path: PathBuf) -> Result<PathBuf> {
     let length = path.as_os_str().len();

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tests::bed::{Bed, Setup};
+use tests::bed::{Bed, POLICY, Setup};
 use tests::configuration::Configuration;
-use tests::ctr::Run;
+use tests::ctr::{BOOT, Run};
 use tests::oci::{Entry, Image, LayerBytes, busybox_layer, tar};
 use tests::{place, runner, tests};
 
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             an_image_larger_than_the_scratch_disk,
             an_agent_that_is_not_heard_of,
             a_full_disk_at_every_file,
+            a_shared_directory_is_seen_as_it_is,
         ],
     )
 }
@@ -166,4 +167,40 @@ fn only_shared_directories(directory: &Path, id: &str) -> Result<()> {
         only_shared_directories(&entry.path(), id)?;
     }
     Ok(())
+}
+
+/// What the host writes the container reads and the other way round, at once; what is not shared is refused; nothing serves it afterwards.
+fn a_shared_directory_is_seen_as_it_is(bed: &Bed) -> Result<()> {
+    let (shared, id) = (bed.base().join("shared"), bed.id("shared"));
+    let part = shared.join("part");
+    fs::create_dir_all(&part)?;
+    fs::write(part.join("in"), "from the host\n")?;
+    let reference = bed.plain(&Image::busybox("echo no command was given")?, "sharing")?;
+    Configuration { shared: vec![shared], ..bed.configuration.clone() }.write(&bed.configuration_file())?;
+    let result = share(bed, &reference, &id, &part);
+    bed.configuration.write(&bed.configuration_file())?;
+    result
+}
+
+fn share(bed: &Bed, reference: &str, id: &str, part: &Path) -> Result<()> {
+    let mount = |source: &Path| format!("type=bind,src={},dst=/data,options=rbind:rw", source.display());
+    let data = mount(part);
+    let script = "cat /data/in; echo from the guest > /data/out; while ! test -e /data/go; do sleep 0.1; done; cat /data/go";
+    let run = Run { image: reference, id, flags: &["--mount", &data], args: &["/bin/sh", "-c", script], ..Run::default() };
+    let running = bed.ctr().start(&run)?;
+    // Its first line is there, so that what follows is written while the container runs.
+    running.wait_output(BOOT)?;
+    fs::write(part.join("new"), "go on\n")?;
+    fs::rename(part.join("new"), part.join("go"))?;
+    let finished = running.finish(BOOT)?;
+    ensure!(finished.code() == Some(0) && finished.text() == "from the host\ngo on\n", "{finished:?}");
+    ensure!(fs::read_to_string(part.join("out"))? == "from the guest\n", "the host does not see what the container wrote");
+    bed.no_sandbox()?;
+
+    let (beside, id) = (bed.base().join("beside"), bed.id("beside"));
+    fs::create_dir_all(&beside)?;
+    bed.refused(&Run { image: reference, id: &id, flags: &["--mount", &mount(&beside)], ..Run::default() }, &["/data", "guest.shared"])?;
+    let (initdata, id) = (bed.initdata(POLICY).annotation()?, bed.id("owned"));
+    let run = Run { image: reference, id: &id, flags: &["--mount", &data], initdata: Some(&initdata), ..Run::default() };
+    bed.refused(&run, &["/data", "initdata", "shares no directory"])
 }

@@ -1,41 +1,108 @@
-//! Images as kubelet has them pulled, by the CRI: an encrypted one with manifest and config alone, where the runtimes of a node have a
-//! snapshotter each. No VM.
+//! Images as kubelet has them pulled, by the CRI of containerd 1.6, 1.7 and 2.x, on nodes that run pods of Cloister and of runc side by side: an
+//! encrypted one with manifest and config alone, a plain one for both, one that another snapshotter had first, users by name, a snapshotter
+//! that is killed, and removal. One VM for each node.
 
+use std::collections::HashMap;
 use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use tests::bed::{Bed, Setup};
+use tests::cri::configuration::Runtimes;
+use tests::cri::{ContainerSpec, Pod, PodSpec};
 use tests::oci::{Image, Layout};
 use tests::{runner, tests};
 
+/// Where CRI keeps its images.
+const NAMESPACE: &str = "k8s.io";
+/// Waits for its end.
+const SLEEP: &[&str] = &["/bin/sleep", "36000"];
+
 fn main() -> ExitCode {
-    // 1.6 has no snapshotter for a single runtime. One bed after the other: the versions do not share one.
-    let codes = ["1.7", "2"].map(|version| {
-        let setup = Setup { name: &format!("j{version}"), containerd: version };
-        runner::main_with(|| Bed::start_as_installed(&setup), 1, tests![an_annotation_chooses_the_snapshotter])
+    // One bed after the other: they do not share a containerd. 1.6 has no snapshotter for a single runtime; 2.x can have both.
+    let codes = [("1.6", Runtimes::OneForAll), ("1.7", Runtimes::OneForEach), ("2", Runtimes::OneForAll), ("2", Runtimes::OneForEach)];
+    let codes = codes.map(|(version, runtimes)| {
+        let (name, tests) = match runtimes {
+            Runtimes::OneForEach => (format!("j{version}"), tests![an_annotation_chooses_the_snapshotter]),
+            _ => (format!("i{version}"), tests![one_snapshotter_for_every_runtime]),
+        };
+        let setup = Setup { name: &name, containerd: version };
+        runner::main_with(|| Bed::start_with_runc(&setup, runtimes), 1, tests)
     });
     codes.into_iter().find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
 }
 
-/// A node whose runtimes have a snapshotter each. Kubelet does not say which runtime it pulls for; the pod's annotation does.
+/// The only way that 1.6 has, and one that needs no annotation in later versions.
+fn one_snapshotter_for_every_runtime(bed: &Bed) -> Result<()> {
+    pods_of_both(bed, Runtimes::OneForAll, &HashMap::new())
+}
+
+/// Runtimes with a snapshotter each. Kubelet does not say which runtime it pulls for; the pod's annotation does.
 fn an_annotation_chooses_the_snapshotter(bed: &Bed) -> Result<()> {
-    let image = Image::busybox("true")?.with_file("srv/sealed", "decrypted inside\n");
-    let layout = bed.encrypt(&image, "sealed", &bed.initdata(""))?;
-    let sealed = bed.registry.push(&layout, "sealed", "1")?;
-    bed.cri()?.pull_for(&sealed, [("io.containerd.cri.runtime-handler".to_owned(), "cloister".to_owned())].into())?;
-    only_what_the_node_needs_was_fetched(bed, &layout)?;
-    ensure!(snapshots(bed)?.len() == 2, "{:?}", snapshots(bed)?);
-    bed.cri()?.remove_image(&sealed)?;
-    ensure!(snapshots(bed)?.is_empty(), "{:?}", snapshots(bed)?);
+    let annotation = [("io.containerd.cri.runtime-handler".to_owned(), "cloister".to_owned())];
+    pods_of_both(bed, Runtimes::OneForEach, &annotation.into())?;
 
     // Without it the node would unpack as for any runtime: it has no key, and says so instead of running something else.
-    let refused = bed.cri()?.pull(&sealed).err().context("the node has unpacked an encrypted image")?.to_string();
+    let layout = bed.encrypt(&Image::busybox("true")?.with_file("srv/x", "no annotation"), "unsaid", &bed.initdata(""))?;
+    let unsaid = bed.registry.push(&layout, "unsaid", "1")?;
+    let refused = bed.cri()?.pull(&unsaid).err().context("the node has unpacked an encrypted image")?.to_string();
     ensure!(refused.contains("failed to pull and unpack image"), "{refused}");
+    Ok(())
+}
+
+/// A pod of runc, and beside it one of Cloister with an encrypted image, which is pulled for `annotations`.
+fn pods_of_both(bed: &Bed, runtimes: Runtimes, annotations: &HashMap<String, String>) -> Result<()> {
+    let image = Image::busybox("cat /srv/plain")?.with_file("srv/plain", "for any runtime\n");
     let plain = bed.registry.push(&bed.layout(&image, "plain")?, "plain", "1")?;
-    bed.cri()?.pull(&plain)?;
-    ensure!(snapshots(bed)?.is_empty(), "{:?}", snapshots(bed)?);
-    bed.cri()?.remove_image(&plain)
+    let runc = bed.cri()?.run_pod(&PodSpec { name: "runc", handler: "runc", cgroup_parent: "/", ..PodSpec::default() })?;
+    says(&runc, &ContainerSpec { name: "plain", image: &plain, ..ContainerSpec::default() }, "for any runtime\n")?;
+    let beside = runc.start(&ContainerSpec { name: "beside", image: &plain, command: SLEEP, ..ContainerSpec::default() })?;
+
+    // Whom the user's name means stands in a layer, and so nowhere on the node.
+    let image = Image { user: "app:app", ..Image::busybox("id -un; cat /srv/sealed")?.with_file("srv/sealed", "decrypted inside\n") };
+    let initdata = bed.initdata("");
+    let layout = bed.encrypt(&image, "sealed", &initdata)?;
+    let sealed = bed.registry.push(&layout, "sealed", "1")?;
+    bed.cri()?.pull_for(&sealed, annotations.clone())?;
+    only_what_the_node_needs_was_fetched(bed, &layout)?;
+    bed.restart_snapshotter(runtimes.flags())?;
+
+    let annotations = [("dev.cloister.initdata".to_owned(), initdata.annotation()?)].into();
+    let pod = bed.cri()?.run_pod(&PodSpec { name: "sealed", annotations, ..PodSpec::default() })?;
+    let spec = ContainerSpec { name: "sealed", image: &sealed, ..ContainerSpec::default() };
+    let id = pod.create_of_present(&spec)?;
+    pod.start_created(&id)?;
+    ended(&pod, &spec, &id, "app\ndecrypted inside\n")?;
+    // In the same VM, what runc runs on this node.
+    says(&pod, &ContainerSpec { name: "plain", image: &plain, ..ContainerSpec::default() }, "for any runtime\n")?;
+    let first = one_that_another_snapshotter_had_first(bed, &pod)?;
+    ensure!(runc.shell(&beside, "cat /srv/plain")? == "for any runtime\n");
+    for pod in [runc, pod] {
+        let id = pod.id.clone();
+        pod.end()?;
+        bed.nothing_of(&id)?;
+    }
+
+    for image in [sealed, plain, first] {
+        bed.cri()?.remove_image(&image)?;
+    }
+    // The pause image stays, and is ours where nobody else unpacks.
+    let left = snapshots(bed)?;
+    ensure!(left.len() == usize::from(runtimes == Runtimes::OneForAll) && !left.concat().contains("extract-"), "{left:?}");
+    Ok(())
+}
+
+/// And which nobody pulls again, as with `imagePullPolicy: IfNotPresent`.
+fn one_that_another_snapshotter_had_first(bed: &Bed, pod: &Pod<'_>) -> Result<String> {
+    let image = Image::busybox("cat /srv/first")?.with_file("srv/first", "another had it first\n");
+    let first = bed.registry.push(&bed.layout(&image, "first")?, "first", "1")?;
+    bed.ctr().in_namespace(NAMESPACE).pull_unpacking(&first, "native")?;
+    bed.cri()?.wait_image(&first)?;
+    let spec = ContainerSpec { name: "first", image: &first, ..ContainerSpec::default() };
+    let id = pod.create_of_present(&spec)?;
+    pod.start_created(&id)?;
+    ended(pod, &spec, &id, "another had it first\n")?;
+    Ok(first)
 }
 
 fn only_what_the_node_needs_was_fetched(bed: &Bed, layout: &Layout) -> Result<()> {
@@ -46,6 +113,20 @@ fn only_what_the_node_needs_was_fetched(bed: &Bed, layout: &Layout) -> Result<()
     for layer in &digests.layers {
         ensure!(!bed.containerd().blob(layer)?.exists(), "layer {layer} was fetched");
     }
+    Ok(())
+}
+
+/// Runs a container to its end, and compares what it has said.
+fn says(pod: &Pod<'_>, spec: &ContainerSpec<'_>, text: &str) -> Result<()> {
+    let id = pod.start(spec)?;
+    ended(pod, spec, &id, text)
+}
+
+fn ended(pod: &Pod<'_>, spec: &ContainerSpec<'_>, id: &str, text: &str) -> Result<()> {
+    let code = pod.wait(id)?;
+    let log = pod.log(spec)?;
+    let said: String = log.lines().filter_map(|line| line.split_once(" stdout F ")).map(|(_, said)| format!("{said}\n")).collect();
+    ensure!(code == 0 && said == text, "{}: {code}: {log}", spec.name);
     Ok(())
 }
 

@@ -198,6 +198,12 @@ fn volumes_are_copied_in_and_out(bed: &Bed, pod: &Pod<'_>) -> Result<()> {
     fs::write(&hosts, "10.1.2.3 of-the-pod\n")?;
     mount(Some("tmpfs"), &memory, Some("tmpfs"), MsFlags::empty(), Some("size=1m"))?;
     let _unmounted = Unmount(&memory);
+    // What kubelet does for a `subPath`.
+    let (part, bound) = (cache.join("below/part"), kubelet.join("volume-subpaths/cache/app/0"));
+    fs::create_dir_all(&part)?;
+    fs::create_dir_all(&bound)?;
+    mount(Some(&part), &bound, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let _unbound = Unmount(&bound);
 
     let bind = |source: &Path, destination: &str, options: &[&str]| {
         let options = [&["rbind", "rprivate"], options].concat();
@@ -228,7 +234,13 @@ fn volumes_are_copied_in_and_out(bed: &Bed, pod: &Pod<'_>) -> Result<()> {
     ensure!(seen.text() == expected, "{seen:?}");
     // Another container of the pod shares the empty directories, and nothing else.
     prints(pod, "sharer", &with("cat /var/cache/f; cat /etc/hosts; ls /dev/shm")?, "shared\n10.1.2.3 of-the-pod\nx\n")?;
-    ensure!(fs::read_dir(&cache)?.count() == 0 && fs::read_to_string(&hosts)? == "10.1.2.3 of-the-pod\n", "something came out");
+    // A part of one is that part, whoever made it, and of the whole's permissions.
+    let mut spec = pod.spec("stat -c %a /part; echo of a part > /part/g");
+    spec["mounts"].as_array_mut().context("mounts")?.push(bind(&bound, "/part", &["rw"]));
+    prints(pod, "part", &spec, "1777\n")?;
+    let seen = bed.ctr().exec(&id, "part", &[], &["/bin/cat", "/var/cache/below/part/g", "/var/cache/f"], b"")?;
+    ensure!(seen.text() == "of a part\nshared\n", "{seen:?}");
+    ensure!(fs::read_dir(&part)?.count() == 0 && fs::read_to_string(&hosts)? == "10.1.2.3 of-the-pod\n", "something came out");
 
     symlink("..2", conf.join("..data.new"))?;
     fs::rename(conf.join("..data.new"), conf.join("..data"))?;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::bed::{Bed, POLICY, Setup};
-use tests::oci::{Image, Layout};
+use tests::oci::{Entry, Image, Layout};
 use tests::{place, runner, tests};
 
 fn main() -> ExitCode {
@@ -115,15 +115,26 @@ fn a_user_by_name_is_whom_the_image_says(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// Nobody pulls it again, so containerd unpacks it for us too. It may, and nothing of it stays; of an encrypted one it is told what to do.
 fn an_image_that_another_snapshotter_had_first(bed: &Bed) -> Result<()> {
-    let layout = bed.layout(&Image::busybox("true")?.with_file("srv/x", "had first"), "first")?;
-    let reference = bed.registry.push(&layout, "first", "1")?;
+    let image = Image::busybox("true")?.with_file("srv/x", "had first");
+    let reference = bed.registry.push(&bed.layout(&image, "first")?, "first", "1")?;
     bed.ctr().pull_unpacking(&reference, "native")?;
-    pull(bed, &layout, "first")?;
+    bed.ctr().pull_unpacking(&reference, "cloister")?;
     let id = bed.id("first");
     create(bed, &reference, &id)?;
     ensure!(snapshots(bed)?.len() == 3, "{:?}", snapshots(bed)?);
+    let kept: Vec<_> = fs::read_dir(bed.base().join("snap/snapshots"))?.flatten().map(|entry| entry.path()).collect();
+    ensure!(kept.len() == 1 && fs::read_dir(kept[0].join("fs"))?.count() == 0, "of layers that the guest unpacks, the node keeps {kept:?}");
     delete(bed, &id)?;
+    remove(bed, &reference)?;
+
+    // Of no layer of it was there a plain one.
+    let image = Image { layers: vec![vec![Entry::File("sealed", 0o644, b"first".to_vec())]], ..Image::default() };
+    let layout = bed.encrypt(&image, "first-sealed", &bed.initdata(POLICY))?;
+    let reference = bed.registry.push(&layout, "first-sealed", "1")?;
+    let refused = bed.ctr().pull_unpacking(&reference, "cloister").err().context("an encrypted image was unpacked")?.to_string();
+    ensure!(refused.contains("run `cloister image prepare IMAGE` once"), "{refused}");
     remove(bed, &reference)
 }
 

@@ -38,14 +38,54 @@ const MAX_NAME: usize = 256;
 /// A namespace, and a chain id or the digest of a manifest in it.
 type Key = (String, String);
 
-/// What was learnt so far. What a digest means does not change.
+/// What was learnt so far of the images that are there. What a digest means does not change, but an image may go, and then no longer counts.
 #[derive(Debug, Default)]
-struct Known {
-    seen: HashSet<Key>,
-    /// Of a whole image: the users of its config.
-    users: HashMap<Key, BTreeSet<Names>>,
-    /// Of each chain of an image, whether a layer of it is encrypted.
-    encrypted: HashMap<Key, bool>,
+struct Known(HashMap<Key, Looked>);
+
+/// What manifest and config of one image say.
+#[derive(Debug)]
+struct Looked {
+    /// Chain ids of its layers, the lowest first.
+    chain: Vec<String>,
+    /// How many of them are plain to the bottom.
+    plain: usize,
+    names: Names,
+}
+
+/// The layers up to some chain id, in all images that have it: the same files may be plain in one and encrypted in another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Chain {
+    /// In an image whose layers up to here are plain.
+    pub(crate) plain: bool,
+    /// In an image with an encrypted one among them.
+    pub(crate) encrypted: bool,
+}
+
+impl Known {
+    /// Of what is known of `namespace`, and is not among `listed`, nothing stays.
+    fn forget_all_but(&mut self, namespace: &str, listed: &HashSet<String>) {
+        self.0.retain(|(of, digest), _| of != namespace || listed.contains(digest));
+    }
+
+    fn chain(&self, (namespace, chain): &Key) -> Chain {
+        let mut found = Chain::default();
+        for image in self.images(namespace) {
+            if let Some(at) = image.chain.iter().position(|id| id == chain) {
+                found.plain |= at < image.plain;
+                found.encrypted |= at >= image.plain;
+            }
+        }
+        found
+    }
+
+    /// Of the images that this is the whole chain of.
+    fn names(&self, (namespace, chain): &Key) -> BTreeSet<Names> {
+        self.images(namespace).filter(|image| image.chain.last() == Some(chain)).map(|image| image.names.clone()).collect()
+    }
+
+    fn images(&self, namespace: &str) -> impl Iterator<Item = &Looked> {
+        self.0.iter().filter(move |((of, _), _)| of == namespace).map(|(_, image)| image)
+    }
 }
 
 /// What a config's `User` names; numbers are none of our business.
@@ -73,7 +113,7 @@ impl Images {
     pub(crate) async fn provide_users(&self, root: &Path, key: &str, parent: &str) {
         let provided = async {
             let Some(id) = key_of(key, parent) else { return Ok(()) };
-            let names = self.learn(&id.0).await?.users.get(&id).cloned().unwrap_or_default();
+            let names = self.learn(&id.0).await?.names(&id);
             write(root, &names)
         };
         if let Err(error) = provided.await {
@@ -81,19 +121,19 @@ impl Images {
         }
     }
 
-    /// Whether the layers up to the chain id `chain`, asked for by the snapshot `key`, are those of plain images and of no other.
-    pub(crate) async fn is_plain(&self, key: &str, chain: &str) -> bool {
-        let Some(id) = key_of(key, chain) else { return false };
+    /// What the layers up to the chain id `chain` are, asked for by the snapshot `key`. Neither, where that cannot be found out.
+    pub(crate) async fn chain(&self, key: &str, chain: &str) -> Chain {
+        let Some(id) = key_of(key, chain) else { return Chain::default() };
         match self.learn(&id.0).await {
-            Ok(known) => known.encrypted.get(&id) == Some(&false),
+            Ok(known) => known.chain(&id),
             Err(error) => {
                 log::warn!(snapshot = key, chain; "whether it is encrypted is not known, so it is not unpacked: {error:#}");
-                false
+                Chain::default()
             }
         }
     }
 
-    /// Looks at the images of a namespace that are new.
+    /// Looks at the images of a namespace that are new, and forgets those that are gone.
     async fn learn(&self, namespace: &str) -> Result<MutexGuard<'_, Known>> {
         let mut known = self.known.lock().await;
         timeout(ANSWER, look(&self.socket, namespace, &mut known)).await??;
@@ -109,22 +149,15 @@ fn key_of(snapshot: &str, chain: &str) -> Option<Key> {
 
 async fn look(socket: &Path, namespace: &str, known: &mut Known) -> Result<()> {
     let client = Client::connect(socket, namespace).await?;
-    for digest in client.manifests().await?.into_iter().take(MAX_IMAGES) {
+    let listed: HashSet<String> = client.manifests().await?.into_iter().take(MAX_IMAGES).collect();
+    known.forget_all_but(namespace, &listed);
+    for digest in listed {
         let id = (namespace.to_owned(), digest);
-        if known.seen.contains(&id) {
+        if known.0.contains_key(&id) {
             continue;
         }
         match look_at(&client, &id.1).await {
-            Ok((chain, encrypted, names)) => {
-                for (number, chain) in chain.iter().enumerate() {
-                    let sealed = encrypted.iter().take(number + 1).any(|sealed| *sealed);
-                    *known.encrypted.entry((id.0.clone(), chain.clone())).or_default() |= sealed;
-                }
-                if let Some(top) = chain.last() {
-                    known.users.entry((id.0.clone(), top.clone())).or_default().insert(names);
-                }
-                known.seen.insert(id);
-            }
+            Ok(image) => drop(known.0.insert(id, image)),
             // Of another platform, so that its config was not fetched; no image; or on its way.
             Err(error) => log::debug!(manifest = id.1; "not looked at: {error:#}"),
         }
@@ -132,12 +165,12 @@ async fn look(socket: &Path, namespace: &str, known: &mut Known) -> Result<()> {
     Ok(())
 }
 
-async fn look_at(client: &Client, digest: &str) -> Result<(Vec<String>, Vec<bool>, Names)> {
+async fn look_at(client: &Client, digest: &str) -> Result<Looked> {
     let manifest = parse_manifest(&read_blob(client, digest).await?, None)?;
     let config = ImageConfig::parse(&read_blob(client, &manifest.config.digest.to_string()).await?)?;
     let plans = plan_layers(&manifest, &config, Mixed::Allowed)?;
-    let encrypted = plans.iter().map(|plan| plan.envelope.is_some()).collect();
-    Ok((chain_ids(&config.rootfs.diff_ids), encrypted, names_of(&config.config.user)))
+    let plain = plans.iter().take_while(|plan| plan.envelope.is_none()).count();
+    Ok(Looked { chain: chain_ids(&config.rootfs.diff_ids), plain, names: names_of(&config.config.user) })
 }
 
 /// `user[:group]` of an image config, each a name or a number.
@@ -205,11 +238,39 @@ mod tests {
         assert_eq!(key_of("abc", "sha256:aa"), None);
     }
 
+    #[test]
+    fn layers_are_what_the_images_that_are_there_say() {
+        let image =
+            |chain: &[&str], plain, user| Looked { chain: chain.iter().map(|id| (*id).to_owned()).collect(), plain, names: names_of(user) };
+        let key = |text: &str| ("ns".to_owned(), text.to_owned());
+        let chain = |plain, encrypted| Chain { plain, encrypted };
+        let mut known = Known::default();
+        known.0.insert(key("plain"), image(&["base", "app"], 2, "svc"));
+        known.0.insert(key("sealed"), image(&["base", "secret"], 0, "app"));
+        known.0.insert(key("mixed"), image(&["low", "high"], 1, ""));
+        known.0.insert(("other".to_owned(), "sealed".to_owned()), image(&["app"], 0, "root"));
+        for (id, expected) in [
+            ("base", chain(true, true)),
+            ("app", chain(true, false)),
+            ("secret", chain(false, true)),
+            ("low", chain(true, false)),
+            ("high", chain(false, true)),
+            ("nowhere", chain(false, false)),
+        ] {
+            assert_eq!(known.chain(&key(id)), expected, "{id}");
+        }
+        assert_eq!(known.names(&key("app")), [names_of("svc")].into());
+        assert!(known.names(&key("base")).is_empty(), "of no image it is the whole");
+        // The encrypted one is removed from the node: what it shared with the plain one is plain again.
+        known.forget_all_but("ns", &["plain".to_owned()].into());
+        assert_eq!((known.chain(&key("base")), known.0.len()), (chain(true, false), 2));
+    }
+
     #[tokio::test]
     async fn without_containerd_nothing_is_plain() {
         let dir = tempfile::tempdir().unwrap();
         let images = Images::new(&dir.path().join("nobody.sock"));
-        assert!(!images.is_plain("ns/1/x", "sha256:aa").await);
+        assert_eq!(images.chain("ns/1/x", "sha256:aa").await, Chain::default());
         images.provide_users(dir.path(), "ns/1/x", "sha256:aa").await;
         assert!(!dir.path().join("etc").exists());
     }

@@ -7,9 +7,10 @@
 //!   `Prepare` with the chain id that it is about to unpack. We record that chain id as committed and answer `AlreadyExists`;
 //!   containerd looks the record up through `List`, and the client never fetches the layer.
 //! - `Stat` of a chain id that the metadata store has never heard of is answered by the store itself, without asking us. So
-//!   `ctr` of containerd 1.6 and 1.7, which only ever asks `Stat` and then unpacks by itself, cannot be helped from here:
-//!   `cloister image prepare` does the labelled `Prepare` in its place, and from then on `Stat` succeeds. An unpacking `Prepare`
-//!   without a label is refused with that advice, instead of failing later for want of a decoder.
+//!   `ctr` of containerd 1.6 and 1.7, which only ever asks `Stat` and then unpacks by itself, and CRI that makes a container of an image
+//!   which another snapshotter had first, unpack whatever we say. A plain image they may: what they write goes when they commit it. The
+//!   layers of an encrypted one they cannot: that `Prepare` without a label is refused, instead of failing later for want of a decoder,
+//!   with the advice to run `cloister image prepare`, which does the labelled `Prepare` in their place; from then on `Stat` succeeds.
 //! - A container's directory is empty but for the names of users that its image runs as (`images`).
 //! - With `--unpack-plain`, for CRI of containerd 1.6, which has one snapshotter for all runtimes, the layers of plain images are unpacked as
 //!   overlayfs would have them (`mounts`): other runtimes on the node go on working.

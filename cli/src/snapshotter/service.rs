@@ -2,10 +2,10 @@
 //! of a code generator of tonic's.
 
 use super::{
-    images::Images,
+    images::{Chain, Images},
     messages as pb,
     mounts::Mounts,
-    store::{Kind, LABEL_TARGET, Labels, Prepared, Snapshot, Store, StoreError, chain_to_unpack},
+    store::{Kind, LABEL_TARGET, Labels, Layer, Prepared, Snapshot, Store, StoreError, chain_to_unpack},
 };
 use futures_util::{
     TryFutureExt,
@@ -77,13 +77,15 @@ async fn route(service: &SnapshotService, request: http::Request<Body>) -> http:
 
 async fn prepare(service: &SnapshotService, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
     let labels = labels(message.labels);
-    let target = labels.get(LABEL_TARGET).map(String::as_str).or_else(|| chain_to_unpack(&message.key));
-    let unpack = match target {
-        Some(chain) if service.unpack_plain => service.images.is_plain(&message.key, chain).await,
-        _ => false,
+    let promised = labels.get(LABEL_TARGET).map(String::as_str);
+    let target = promised.or_else(|| chain_to_unpack(&message.key));
+    let layer = match target {
+        // Whoever can be promised a layer is, unless another runtime may need it.
+        Some(chain) if service.unpack_plain || promised.is_none() => layer(service, &message.key, chain).await,
+        _ => Layer::Promised,
     };
     let of_container = target.is_none();
-    match service.store.prepare(&message.key, &message.parent, labels, unpack).map_err(refused)? {
+    match service.store.prepare(&message.key, &message.parent, labels, layer).map_err(refused)? {
         Prepared::Mountable(mounts) => {
             if let (true, Mounts::Own(path, _)) = (of_container, &mounts) {
                 service.images.provide_users(path, &message.key, &message.parent).await;
@@ -91,6 +93,16 @@ async fn prepare(service: &SnapshotService, message: pb::PrepareRequest) -> Resu
             Ok(respond_mounts(&mounts))
         }
         Prepared::Present(target) => Err(Status::already_exists(format!("target snapshot {target:?}"))),
+    }
+}
+
+/// What becomes of the layers up to `chain`, which `key` is to be unpacked for.
+async fn layer(service: &SnapshotService, key: &str, chain: &str) -> Layer {
+    match service.images.chain(key, chain).await {
+        Chain { plain: true, encrypted: false } if service.unpack_plain => Layer::Kept,
+        // Who unpacks an encrypted one instead, of which there is a plain one too, is told by containerd that he cannot.
+        Chain { plain: true, .. } => Layer::Dropped,
+        Chain { plain: false, .. } => Layer::Promised,
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) enum StoreError {
     Bound,
     #[error("field {0:?} of a snapshot cannot be changed")]
     Field(String),
-    /// See the module's documentation: `ctr` of containerd 1.6 and 1.7.
+    /// Of an encrypted image, to `ctr` of containerd 1.6 and 1.7.
     #[error("layers are not unpacked on this host: run `cloister image prepare IMAGE` once, then `ctr run --snapshotter …` again")]
     Unpacking,
     #[error("{path}: another snapshotter uses this directory")]
@@ -89,6 +89,17 @@ pub(crate) struct Snapshot {
     /// Its directory holds a layer's files, or will.
     #[serde(default)]
     unpacked: bool,
+}
+
+/// What becomes of a layer that a client is about to unpack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// Promised to be there, to clients that know of promises; the others are refused.
+    Promised,
+    /// The same, but the others may unpack it. What they write goes when they commit it: the guest unpacks for itself.
+    Dropped,
+    /// Unpacked, for other runtimes, where all layers below it are; else as [`Self::Dropped`].
+    Kept,
 }
 
 /// What `Prepare` came to.
@@ -161,17 +172,28 @@ impl Store {
         Ok(())
     }
 
-    /// A new writable snapshot or, with [`LABEL_TARGET`], the promise that the target is there; `unpack`: the target is to be unpacked
-    /// into a new snapshot instead.
-    pub(crate) fn prepare(&self, name: &str, parent: &str, labels: Labels, unpack: bool) -> Result<Prepared, StoreError> {
+    /// A new writable snapshot or, with [`LABEL_TARGET`], the promise that the target is there, as `layer` has it.
+    pub(crate) fn prepare(&self, name: &str, parent: &str, labels: Labels, layer: Layer) -> Result<Prepared, StoreError> {
+        let kept = layer == Layer::Kept && self.is_whole(name, parent);
         match labels.get(LABEL_TARGET).cloned() {
-            Some(target) if !unpack => {
+            Some(target) if !kept => {
                 self.promise(name, &target, parent, labels)?;
                 Ok(Prepared::Present(target))
             }
-            None if !unpack && chain_to_unpack(name).is_some() => Err(StoreError::Unpacking),
-            _ => self.create(name, parent, Kind::Active, labels, unpack).map(Prepared::Mountable),
+            None if layer == Layer::Promised && chain_to_unpack(name).is_some() => Err(StoreError::Unpacking),
+            _ => self.create(name, parent, Kind::Active, labels, kept).map(Prepared::Mountable),
         }
+    }
+
+    /// Whether the files of `parent` and of all below it are here. An encrypted image that came first has promised those that it shares with
+    /// a plain one, and containerd will not unpack them again: half a root file system would be worse than none.
+    fn is_whole(&self, name: &str, parent: &str) -> bool {
+        let whole = parent.is_empty() || self.state().by_name.get(parent).is_some_and(|layer| layer.unpacked);
+        if !whole {
+            log::warn!(snapshot = name, parent; "not unpacked for other runtimes: the layers below it are there for an encrypted image only. \
+                To have them run this image too, remove both images, and pull this one first");
+        }
+        whole
     }
 
     /// A new read-only snapshot.
@@ -389,181 +411,4 @@ fn now() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CHAIN: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-
-    fn labelled(target: &str) -> Labels {
-        Labels::from([(LABEL_TARGET.to_owned(), target.to_owned())])
-    }
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        (dir, store)
-    }
-
-    #[test]
-    fn a_labelled_prepare_is_a_promise_that_is_kept() {
-        let (_dir, store) = store();
-        for key in ["ns/1/extract-1 x", "other/2/extract-2 x"] {
-            assert_eq!(store.prepare(key, "", labelled(CHAIN), false).unwrap(), Prepared::Present(CHAIN.into()));
-        }
-        let all = store.list();
-        assert_eq!(all.len(), 1, "namespaces share it");
-        assert_eq!((all[0].kind, all[0].labels[LABEL_TARGET].as_str()), (Kind::Committed, CHAIN));
-        // containerd asks for target and parent: on another parent it is another snapshot.
-        store.prepare("ns/3/extract-3 x", "ns/9/base", labelled(CHAIN), false).unwrap();
-        assert!(store.list().iter().any(|s| s.name == "ns/3/extract-3 x" && s.parent == "ns/9/base" && s.kind == Kind::Committed));
-    }
-
-    #[test]
-    fn an_unpacking_client_is_told_what_to_do() {
-        let (_dir, store) = store();
-        let key = format!("default/7/extract-123456-aBc= {CHAIN}");
-        let error = store.prepare(&key, "", Labels::new(), false).unwrap_err();
-        assert!(error.to_string().contains("cloister image prepare"), "{error}");
-        assert!(store.list().is_empty());
-        // A container that is merely called so is none.
-        assert!(matches!(store.prepare("default/8/extract-1", "", Labels::new(), false), Ok(Prepared::Mountable(_))));
-    }
-
-    #[test]
-    fn a_container_gets_an_empty_directory_and_leaves_nothing() {
-        let (dir, store) = store();
-        let Prepared::Mountable(Mounts::Own(path, true)) = store.prepare("ns/1/c", CHAIN, Labels::new(), false).unwrap() else {
-            panic!("not mountable")
-        };
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
-        assert_eq!(store.mounts("ns/1/c").unwrap(), Mounts::Own(path.clone(), true));
-        assert!(matches!(store.prepare("ns/1/c", "", Labels::new(), false), Err(StoreError::AlreadyExists(_))));
-        fs::write(path.join("file"), b"x").unwrap();
-        store.remove("ns/1/c").unwrap();
-        assert!(matches!(store.remove("ns/1/c"), Err(StoreError::NotFound(_))));
-        for directory in ["records", "snapshots"] {
-            assert_eq!(fs::read_dir(dir.path().join(directory)).unwrap().count(), 0, "{directory}");
-        }
-    }
-
-    #[test]
-    fn views_are_read_only_and_committed_ones_are_not_mounted() {
-        let (_dir, store) = store();
-        store.view("ns/1/v", "", Labels::new()).unwrap();
-        assert!(matches!(store.mounts("ns/1/v").unwrap(), Mounts::Own(_, false)));
-        store.prepare("ns/2/extract-1 x", "", labelled(CHAIN), false).unwrap();
-        assert!(matches!(store.mounts(CHAIN), Err(StoreError::Kind { .. })));
-        assert!(matches!(store.commit("x", "ns/1/v", "", Labels::new()), Err(StoreError::Kind { .. })));
-        assert!(matches!(store.mounts("nobody"), Err(StoreError::NotFound(_))));
-    }
-
-    #[test]
-    fn commit_moves_and_drops_what_was_written() {
-        let (_dir, store) = store();
-        let Prepared::Mountable(Mounts::Own(path, true)) = store.prepare("ns/1/a", "base", Labels::new(), false).unwrap() else {
-            panic!("not mountable")
-        };
-        fs::write(path.join("file"), b"x").unwrap();
-        store.commit("ns/2/b", "ns/1/a", "", Labels::new()).unwrap();
-        let all = store.list();
-        assert_eq!((all.len(), all[0].name.as_str(), all[0].parent.as_str()), (1, "ns/2/b", "base"));
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn layers_that_are_unpacked_are_stacked() {
-        let (dir, store) = store();
-        let other = CHAIN.replace('a', "b");
-        let mut parent = String::new();
-        for (number, chain) in [CHAIN, &other].into_iter().enumerate() {
-            let key = format!("ns/{number}/extract-1 {chain}");
-            let Prepared::Mountable(mounts) = store.prepare(&key, &parent, labelled(chain), true).unwrap() else { panic!("present") };
-            match mounts {
-                Mounts::Own(path, true) if number == 0 => fs::write(path.join("below"), b"1").unwrap(),
-                Mounts::Overlay { upper: Some((upper, _)), lower } if number == 1 => {
-                    assert_eq!(fs::read(lower[0].join("below")).unwrap(), b"1");
-                    fs::write(upper.join("above"), b"2").unwrap();
-                }
-                other => panic!("{other:?}"),
-            }
-            let name = format!("ns/{}/{chain}", number + 10);
-            store.commit(&name, &key, "", Labels::new()).unwrap();
-            parent = name;
-        }
-        drop(store);
-        let store = Store::open(dir.path()).unwrap();
-        let Prepared::Mountable(Mounts::Overlay { lower, upper }) = store.prepare("ns/3/c", &parent, Labels::new(), false).unwrap() else {
-            panic!("no overlay")
-        };
-        assert!(upper.is_some() && lower.len() == 2 && lower[0].join("above").is_file() && lower[1].join("below").is_file());
-        assert!(matches!(store.view("ns/4/v", &parent, Labels::new()).unwrap(), Mounts::Overlay { upper: None, .. }));
-        // What is promised beside it has nothing to show.
-        store.prepare("ns/5/extract-1 x", "", labelled(&CHAIN.replace('a', "c")), false).unwrap();
-        let promised = store.prepare("ns/6/d", &CHAIN.replace('a', "c"), Labels::new(), false).unwrap();
-        assert!(matches!(promised, Prepared::Mountable(Mounts::Own(_, true))));
-    }
-
-    #[test]
-    fn a_parent_outlives_its_children() {
-        let (_dir, store) = store();
-        store.stat(CHAIN).unwrap();
-        store.prepare("ns/1/c", CHAIN, Labels::new(), false).unwrap();
-        assert!(matches!(store.remove(CHAIN), Err(StoreError::Children(_))));
-        store.remove("ns/1/c").unwrap();
-        store.remove(CHAIN).unwrap();
-    }
-
-    #[test]
-    fn a_chain_id_is_always_there_and_nothing_else_is() {
-        let (_dir, store) = store();
-        for name in [CHAIN.to_owned(), format!("default/12/{CHAIN}")] {
-            assert_eq!(store.stat(&name).unwrap().kind, Kind::Committed);
-        }
-        for name in ["", "x", "default/1/x", "sha256:short", &CHAIN.to_uppercase()] {
-            assert!(matches!(store.stat(name), Err(StoreError::NotFound(_))), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_restart_finds_everything_and_clears_the_rest() {
-        let (dir, store) = store();
-        store.prepare("ns/1/c", CHAIN, Labels::new(), false).unwrap();
-        store.stat(CHAIN).unwrap();
-        store.update(CHAIN, Labels::from([("a".into(), "b".into())]), &["labels.a".into()]).unwrap();
-        let before = store.list();
-        assert!(matches!(Store::open(dir.path()), Err(StoreError::Locked { .. })));
-        drop(store);
-        fs::create_dir_all(dir.path().join("snapshots/99/fs")).unwrap();
-        fs::write(dir.path().join("records/98.json"), b"{torn").unwrap();
-        fs::write(dir.path().join("records/97.partial"), b"").unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.list(), before);
-        assert!(matches!(store.mounts("ns/1/c").unwrap(), Mounts::Own(path, true) if path.is_dir()));
-        assert_eq!(fs::read_dir(dir.path().join("records")).unwrap().count(), 2);
-        assert!(!dir.path().join("snapshots/99").exists());
-        // A new id never meets an old directory.
-        assert!(matches!(store.prepare("ns/2/d", "", Labels::new(), false), Ok(Prepared::Mountable(_))));
-    }
-
-    #[test]
-    fn only_labels_change() {
-        let (_dir, store) = store();
-        store.stat(CHAIN).unwrap();
-        let labels = Labels::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
-        assert_eq!(store.update(CHAIN, labels.clone(), &[]).unwrap().labels, labels);
-        let gone = store.update(CHAIN, Labels::new(), &["labels.a".into()]).unwrap();
-        assert_eq!(gone.labels, Labels::from([("b".to_owned(), "2".to_owned())]));
-        assert!(matches!(store.update(CHAIN, Labels::new(), &["parent".into()]), Err(StoreError::Field(_))));
-        assert!(matches!(store.update("x", Labels::new(), &[]), Err(StoreError::NotFound(_))));
-    }
-
-    #[test]
-    fn names_and_labels_have_an_end() {
-        let (_dir, store) = store();
-        let long = "n".repeat(MAX_NAME + 1);
-        let heavy = Labels::from([("k".to_owned(), "v".repeat(MAX_LABELS))]);
-        for (name, parent, labels) in [("", "", Labels::new()), (&long, "", Labels::new()), ("n", &long, Labels::new()), ("n", "", heavy)] {
-            assert!(matches!(store.prepare(name, parent, labels, false), Err(StoreError::Bound)));
-        }
-    }
-}
+mod tests;

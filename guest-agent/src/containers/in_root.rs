@@ -2,9 +2,9 @@
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    sys::stat::{Mode, mkdirat},
-    unistd::{UnlinkatFlags, unlinkat},
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
+    sys::stat::{Mode, fchmod, mkdirat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat},
 };
 use std::{
     fs::File,
@@ -84,6 +84,26 @@ impl InRoot {
         Ok(())
     }
 
+    /// A directory, made with this mode and owner where it is missing, as are those above it.
+    pub fn make_directory(&self, path: &str, mode: Mode, owner: (Uid, Gid)) -> io::Result<OwnedFd> {
+        let mut so_far = String::from("/");
+        for part in path.split('/') {
+            let above = self.resolve(&so_far, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+            match mkdirat(above.as_fd(), part, mode) {
+                Ok(()) => {
+                    let made = openat(above.as_fd(), part, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
+                    // Whatever the umask is.
+                    fchown(&made, Some(owner.0), Some(owner.1))?;
+                    fchmod(&made, mode)?;
+                }
+                Err(Errno::EEXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+            so_far = format!("{}/{part}", so_far.trim_end_matches('/'));
+        }
+        Ok(self.resolve(&so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?)
+    }
+
     /// Where a directory really is, in the agent's own root.
     pub fn real_path(&self, path: &str) -> io::Result<PathBuf> {
         let directory = self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
@@ -126,6 +146,31 @@ mod tests {
         fs::create_dir(dir.path().join("root/dir")).unwrap();
         symlink("/dir/../../dir", dir.path().join("root/link")).unwrap();
         assert_eq!(root.real_path("/link").unwrap(), dir.path().canonicalize().unwrap().join("root/dir"));
+    }
+
+    #[test]
+    fn a_directory_is_made_inside_whatever_the_links_say() {
+        let (dir, root) = root();
+        symlink(dir.path(), dir.path().join("root/out")).unwrap();
+        symlink("../../..", dir.path().join("root/up")).unwrap();
+        let owner = (nix::unistd::getuid(), nix::unistd::getgid());
+        let mode = Mode::from_bits_truncate(0o1777);
+        let made = |path: &str| {
+            let found = root.make_directory(path, mode, owner)?;
+            std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        };
+        let inside = dir.path().canonicalize().unwrap().join("root");
+        assert_eq!(made("a/b").unwrap(), inside.join("a/b"));
+        let permissions = fs::metadata(inside.join("a/b")).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::mode(&permissions) & 0o7777, 0o1777);
+        assert_eq!(made("a/b").unwrap(), inside.join("a/b"));
+        // Up from the root is the root.
+        assert_eq!(made("up/x").unwrap(), inside.join("x"));
+        // The link's target is looked for inside, where it is not.
+        assert!(made("out/y").is_err());
+        assert!(!dir.path().join("y").exists() && !dir.path().join("x").exists());
+        fs::write(inside.join("file"), "").unwrap();
+        assert!(made("file").is_err() && made("file/z").is_err());
     }
 
     #[test]

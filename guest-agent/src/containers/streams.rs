@@ -6,7 +6,7 @@ use log::{debug, warn};
 use protocol::{
     api,
     line::{self, LineError},
-    stream::{Kind, StreamId},
+    stream::{self, Kind, StreamId},
 };
 use std::{
     collections::HashMap,
@@ -26,8 +26,6 @@ use tokio_vsock::{VsockListener, VsockStream};
 const GREETING: Duration = Duration::from_secs(10);
 /// Connections that may be greeting at the same time.
 const MAX_GREETING: usize = 64;
-/// Bytes of a stream that are in our hands at a time.
-const CHUNK: usize = 16 << 10;
 
 /// Why streams could not be used.
 #[derive(Debug, Error)]
@@ -200,23 +198,25 @@ impl CopiesBuilder {
 
 /// Reads to the end even when the host has gone: a process must not die of SIGPIPE because of its host.
 async fn copy_output(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
-    let mut chunk = vec![0; CHUNK];
+    let mut chunk = vec![0; stream::CHUNK];
     let mut host_listens = true;
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
         if host_listens && to.write_all(&chunk[..count]).await.is_err() {
             host_listens = false;
         }
+        stream::grow(&mut chunk, count);
     }
     let _ = to.shutdown().await;
 }
 
 /// Ends at the host's half-close, which closes the process's input.
 async fn copy_input(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
-    let mut chunk = vec![0; CHUNK];
+    let mut chunk = vec![0; stream::CHUNK];
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
         if to.write_all(&chunk[..count]).await.is_err() {
             return;
         }
+        stream::grow(&mut chunk, count);
     }
     let _ = to.shutdown().await;
 }

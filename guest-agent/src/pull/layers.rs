@@ -8,17 +8,18 @@ use super::{
 use crate::{scratch::Scratch, stages::Stages};
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 use image::{
-    layer,
+    layer::{self, LayerError},
     ocicrypt::LayerKey,
     plan::LayerPlan,
-    spool,
-    unpack::{self, Devices, Limits, Stats},
+    spool::{self, SpoolError},
+    unpack::{self, Devices, Limits, Stats, UnpackError, Whiteouts},
 };
 use log::{debug, warn};
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::HashSet,
     fs::{self, File},
+    io::ErrorKind,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -28,6 +29,9 @@ use tokio::task::spawn_blocking;
 
 /// Layers that are fetched at the same time.
 const PARALLEL: usize = 4;
+
+/// What to do about scratch that is full.
+const ROOM: &str = "the VM's scratch (guest.scratch_mib of the node's configuration) has to hold the image, packed and unpacked";
 
 /// The layers on scratch.
 #[derive(Default)]
@@ -47,7 +51,7 @@ impl Drop for Fresh {
     fn drop(&mut self) {
         if !self.kept
             && let Err(e) = fs::remove_dir_all(&self.directory)
-            && e.kind() != std::io::ErrorKind::NotFound
+            && e.kind() != ErrorKind::NotFound
         {
             warn!(path:% = self.directory.display(); "remove unpacked layer: {e}");
         }
@@ -72,8 +76,10 @@ impl LayerStore {
             .into_iter()
             .zip(keys)
             .zip(&directories)
-            .map(|((plan, key), directory)| {
+            .enumerate()
+            .map(|(number, ((plan, key), directory))| {
                 let job = Job {
+                    number,
                     source: source.clone(),
                     plan,
                     key,
@@ -104,6 +110,8 @@ impl LayerStore {
 
 /// The way of one layer from its blob to its directory.
 struct Job {
+    /// Of the layer, 0 being the lowest.
+    number: usize,
     source: Arc<Source>,
     plan: LayerPlan,
     key: Option<LayerKey>,
@@ -131,20 +139,30 @@ impl Job {
     /// The verified blob in a file without a name, from the host or else from the registry.
     async fn spooled(&self) -> Result<File, PullError> {
         let descriptor = &self.plan.descriptor;
-        let courier = match self.attempt(self.source.layer_from_courier(descriptor).await).await {
+        let courier = match self.attempt(self.source.layer_from_courier(descriptor).await).await? {
             Ok(file) => return Ok(file),
             Err(reason) => reason,
         };
         debug!(layer:% = descriptor.digest; "not from the host: {courier}");
-        let registry = self.attempt(self.source.layer_from_registry(descriptor).await).await;
+        let registry = self.attempt(self.source.layer_from_registry(descriptor).await).await?;
         registry.map_err(|e| self.source.failed("layer", descriptor.digest, both(&courier, &e)))
     }
 
-    async fn attempt(&self, reader: Result<BlobReader, String>) -> Result<File, String> {
-        let reader = reader?;
+    /// The blob, or what is wrong with this place to have it from. What is wrong with scratch is so with every place.
+    async fn attempt(&self, reader: Result<BlobReader, String>) -> Result<Result<File, String>, PullError> {
+        let reader = match reader {
+            Ok(reader) => reader,
+            Err(reason) => return Ok(Err(reason)),
+        };
         let file = File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(&self.spool);
-        let file = file.map_err(|e| format!("scratch: {e}"))?;
-        spool::spool(reader, &self.plan, self.key.as_ref(), file).await.map_err(|e| e.to_string())
+        let spooled = match file {
+            Ok(file) => spool::spool(reader, &self.plan, self.key.as_ref(), file).await,
+            Err(e) => Err(SpoolError::Write(e)),
+        };
+        match spooled {
+            Err(error @ SpoolError::Write(_)) => Err(self.source.failed("layer", self.plan.descriptor.digest, format!("{error}: {ROOM}"))),
+            spooled => Ok(spooled.map_err(|e| e.to_string())),
+        }
     }
 
     fn unpack(self, file: File) -> Result<Fresh, String> {
@@ -153,8 +171,12 @@ impl Job {
         // On an error this removes what was unpacked so far.
         let mut layer = Fresh { directory, stats: Stats::default(), kept: false };
         // Device nodes of an image are never seen: /dev is made anew, and the root is mounted without devices.
-        let limits = Limits { devices: Devices::Skip, ..Limits::default() };
-        layer.stats = layer::unpack_layer(file, &self.plan, self.key.as_ref(), &layer.directory, &limits).map_err(|e| e.to_string())?;
+        let limits = Limits { devices: Devices::Skip, whiteouts: Whiteouts::of_layer(self.number), ..Limits::default() };
+        let unpacked = layer::unpack_layer(file, &self.plan, self.key.as_ref(), &layer.directory, &limits);
+        layer.stats = unpacked.map_err(|error| match &error {
+            LayerError::Unpack(UnpackError::System { source, .. }) if source.kind() == ErrorKind::StorageFull => format!("{error}: {ROOM}"),
+            _ => error.to_string(),
+        })?;
         Ok(layer)
     }
 }
@@ -289,6 +311,7 @@ mod tests {
         let source = Source::new(Arc::new(host), image::registry::Registry::new(http, options), reference);
         let source = source.with_pace(Pace { window: Duration::from_millis(300), least: 1 << 10 });
         let job = Job {
+            number: 0,
             source: Arc::new(source),
             plan: plan(BLOB),
             key: None,
@@ -314,9 +337,20 @@ mod tests {
             // And where the registry has nothing either, the reason of both is said.
             let error = fetch(host, &down, dir.path()).await.unwrap_err();
             assert!(error.contains(&down) && error.contains("the node: ") && !error.contains('\n'), "{host:?}: {error}");
+            assert_eq!(error.matches("layer").count(), 1, "{host:?}: {error}");
         }
         assert_eq!(fetch(Host::Honest, &up, dir.path()).await.unwrap(), BLOB);
         assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), hosts.len(), "an honest host is enough");
+    }
+
+    /// No other place of the blob helps, and none is asked.
+    #[tokio::test]
+    async fn a_scratch_that_cannot_be_written_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (up, asked) = registry(true).await;
+        let error = fetch(Host::Honest, &up, &dir.path().join("missing")).await.unwrap_err();
+        assert!(error.contains("writing to scratch: ") && error.contains("scratch_mib") && !error.contains("the node: "), "{error}");
+        assert_eq!((error.matches("layer").count(), asked.load(std::sync::atomic::Ordering::Relaxed)), (1, 0), "{error}");
     }
 
     fn plan(content: &[u8]) -> LayerPlan {

@@ -77,14 +77,14 @@ impl Source {
             None => Some(hint.parse::<Digest>().map_err(|e| self.invalid("manifest", hint, e))?),
         };
         let Some(digest) = digest else {
-            return self.registry.manifest(&self.reference).await.map_err(|e| self.failed("manifest", self.reference.to_string(), e));
+            return self.registry.manifest(&self.reference).await.map_err(|e| self.failed("manifest", "of this name", e.reason()));
         };
         match self.courier_bytes(&digest, MAX_DOCUMENT).await {
             Ok(bytes) => Ok(Fetched { bytes: bytes.into(), media_type: None, digest }),
             Err(courier) => {
                 let by_digest = self.reference.with_digest(digest);
                 let fetched = self.registry.manifest(&by_digest).await;
-                fetched.map_err(|e| self.failed("manifest", digest, both(&courier, &e)))
+                fetched.map_err(|e| self.failed("manifest", digest, both(&courier, &e.reason())))
             }
         }
     }
@@ -95,7 +95,7 @@ impl Source {
             Ok(bytes) => Ok(bytes),
             Err(courier) => {
                 let fetched = self.registry.document(&self.reference, descriptor).await;
-                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("manifest", descriptor.digest, both(&courier, &e)))
+                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("manifest", descriptor.digest, both(&courier, &e.reason())))
             }
         }
     }
@@ -106,7 +106,7 @@ impl Source {
             Ok(bytes) => Ok(bytes),
             Err(courier) => {
                 let fetched = self.registry.blob_bytes(&self.reference, descriptor).await;
-                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("config", descriptor.digest, both(&courier, &e)))
+                fetched.map(|b| b.to_vec()).map_err(|e| self.failed("config", descriptor.digest, both(&courier, &e.reason())))
             }
         }
     }
@@ -122,7 +122,7 @@ impl Source {
 
     /// A layer as the registry gives it, unverified.
     pub async fn layer_from_registry(&self, descriptor: &Descriptor) -> Result<BlobReader, String> {
-        let reader = self.registry.blob(&self.reference, descriptor).await.map_err(|e| e.to_string())?;
+        let reader = self.registry.blob(&self.reference, descriptor).await.map_err(|e| e.reason())?;
         Ok(Box::new(reader))
     }
 
@@ -168,6 +168,6 @@ impl Source {
 }
 
 /// What both sources said. The registry is the one that should have it.
-pub fn both(courier: &str, registry: &dyn Display) -> String {
+pub fn both(courier: &str, registry: &str) -> String {
     format!("{registry} (the node: {courier})")
 }

@@ -121,6 +121,22 @@ impl RegistryError {
         }
     }
 
+    /// The same without the image's name at its beginning, for a line that has it already.
+    pub fn reason(&self) -> String {
+        let text = self.to_string();
+        let reference = match self {
+            Self::Http { reference, .. }
+            | Self::NotFound { reference, .. }
+            | Self::Denied { reference, .. }
+            | Self::Status { reference, .. }
+            | Self::Protocol { reference, .. }
+            | Self::Digest { reference, .. } => reference,
+            Self::Mirrors { last, mirrors } => return format!("{} (before that, {mirrors})", last.reason()),
+            Self::Registries(_) => return text,
+        };
+        text.strip_prefix(&format!("{reference}: ")).map_or(text.clone(), str::to_owned)
+    }
+
     /// Whether the image's own registry answered that it has no such thing.
     pub fn is_not_found(&self) -> bool {
         match self {

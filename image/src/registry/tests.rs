@@ -145,12 +145,11 @@ async fn what_is_not_what_was_asked_for_is_refused() {
 async fn errors_say_what_to_do() {
     let server = Server::start().await;
     let plain = registry(&[&server.address], None);
-    let error = plain.manifest(&server.reference()).await.unwrap_err().to_string();
+    let error = plain.manifest(&server.reference()).await.unwrap_err();
     let address = &server.address;
-    let expected = format!(
-        "{address}/demo:1: registry {address} has no such image or blob (404, MANIFEST_UNKNOWN): check the name and the tag, and that it was pushed"
-    );
-    assert_eq!(error, expected);
+    let expected =
+        format!("registry {address} has no such image or blob (404, MANIFEST_UNKNOWN): check the name and the tag, and that it was pushed");
+    assert_eq!((error.to_string(), error.reason()), (format!("{address}/demo:1: {expected}"), expected));
     server.on("/v2/demo/manifests/1", Answer(503, String::new(), b"<html>\nnoise".to_vec()));
     assert!(plain.manifest(&server.reference()).await.unwrap_err().to_string().ends_with("answered 503 Service Unavailable"));
     let down: Reference = "127.0.0.1:1/demo:1".parse().unwrap();

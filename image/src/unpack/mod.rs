@@ -48,6 +48,8 @@ pub struct Limits {
     pub max_sparse: u64,
     /// What to do with device nodes.
     pub devices: Devices,
+    /// What to do with whiteouts.
+    pub whiteouts: Whiteouts,
 }
 
 impl Default for Limits {
@@ -60,6 +62,7 @@ impl Default for Limits {
             max_header: 256 << 10,
             max_sparse: 64 << 30,
             devices: Devices::Refuse,
+            whiteouts: Whiteouts::Make,
         }
     }
 }
@@ -73,6 +76,23 @@ pub enum Devices {
     Skip,
     /// They are made.
     Create,
+}
+
+/// What to do with whiteouts in an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// They are made, in overlayfs's form.
+    Make,
+    /// They are left out: of an image's lowest layer, below which there is nothing to hide. overlayfs lists the names of whiteouts in a
+    /// directory that one layer alone has, and a container would see a name with nothing behind it.
+    LeaveOut,
+}
+
+impl Whiteouts {
+    /// For the layer of this number, 0 being the lowest.
+    pub fn of_layer(number: usize) -> Self {
+        if number == 0 { Self::LeaveOut } else { Self::Make }
+    }
 }
 
 /// What came of a layer.
@@ -218,17 +238,17 @@ impl Unpacker {
     }
 
     fn whiteout(&mut self, whiteout: &whiteout::Whiteout, path: &EntryPath, parent: &EntryPath) -> Result<(), UnpackError> {
-        match whiteout {
-            whiteout::Whiteout::Ignored => Ok(()),
-            whiteout::Whiteout::Opaque => {
+        if *whiteout == whiteout::Whiteout::Ignored {
+            return Ok(());
+        }
+        let directory = self.parent(parent)?;
+        match (self.limits.whiteouts, whiteout) {
+            (Whiteouts::LeaveOut, _) | (_, whiteout::Whiteout::Ignored) => Ok(()),
+            (Whiteouts::Make, whiteout::Whiteout::Opaque) => {
                 self.opaque_root |= parent.is_root();
-                let directory = self.parent(parent)?;
                 xattr::set_opaque(&directory, path)
             }
-            whiteout::Whiteout::Name(name) => {
-                let directory = self.parent(parent)?;
-                whiteout::make(&directory, name, path)
-            }
+            (Whiteouts::Make, whiteout::Whiteout::Name(name)) => whiteout::make(&directory, name, path),
         }
     }
 

@@ -194,6 +194,18 @@ fn whiteouts_become_overlayfs_own() {
 }
 
 #[test]
+fn in_the_lowest_layer_whiteouts_hide_nothing() {
+    let tar = TarBuilder::new().file("etc/.wh.passwd", b"").file("etc/.wh..wh..opq", b"").file("etc/group", b"").file("etc/.wh.group", b"");
+    let lowest = Limits { whiteouts: Whiteouts::of_layer(0), ..Limits::default() };
+    let bed = Bed::new();
+    let stats = bed.unpack_with(&tar.file(".wh..wh..opq", b"").finish(), &lowest).unwrap();
+    let names: Vec<_> = fs::read_dir(bed.root().join("etc")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["group"], "what this layer has stays, and nothing else is listed");
+    assert!(!stats.opaque_root && !bed.is_opaque("etc"));
+    assert_eq!(Whiteouts::of_layer(1), Whiteouts::Make);
+}
+
+#[test]
 fn a_whiteout_hides_lower_layers_only() {
     if !testing::is_root() {
         return;

@@ -7,6 +7,7 @@ mod output;
 pub mod pidfd;
 mod process;
 mod qemu;
+pub mod shared;
 pub mod tsc;
 mod version;
 
@@ -18,6 +19,7 @@ pub use version::{QemuVersion, QemuVersionError};
 
 use crate::tee::Platform;
 use accelerator::Accelerator;
+use shared::Shared;
 use std::{
     ffi::OsString,
     os::fd::OwnedFd,
@@ -48,6 +50,8 @@ pub struct Launch {
     pub scratch: Option<PathBuf>,
     /// Further disks.
     pub disks: Vec<Disk>,
+    /// Directories of the host's.
+    pub shared: Vec<Shared>,
     /// Who serves the vsock device.
     pub vsock: VsockDevice,
     /// Network devices.

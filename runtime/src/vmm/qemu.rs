@@ -50,6 +50,11 @@ impl Vmm for Qemu {
             line.pair("-blockdev", format!("driver={driver},node-name=disk{n},filename={file},read-only={readonly},discard=unmap"));
             line.pair("-device", format!("virtio-blk-device,drive=disk{n},serial={}", disk.serial));
         }
+        for (n, shared) in launch.shared.into_iter().enumerate() {
+            let fd = line.inherit(shared.socket);
+            line.pair("-chardev", format!("socket,id=shared{n},fd={fd}"));
+            line.virtio("vhost-user-fs", &format!("chardev=shared{n},tag={}", shared.tag));
+        }
         for (n, tap) in launch.taps.into_iter().enumerate() {
             let fd = line.inherit(tap.fd);
             let mac = tap.mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -105,9 +110,9 @@ impl Line {
         // No more than there are from the start: a measured guest is not resized.
         self.pair("-smp", launch.vcpus.to_string());
         self.pair("-m", format!("{}M", launch.memory_mib));
-        // Shared where a device of our own reads the queues in it, or where an enclave wants it so; else the kernel may back it by huge
-        // pages.
-        let shared = platform.private_memory || matches!(launch.vsock, VsockDevice::User(_));
+        // Shared where another process serves a device and reads the queues in it, or where an enclave wants it so; else the kernel may
+        // back it by huge pages.
+        let shared = platform.private_memory || matches!(launch.vsock, VsockDevice::User(_)) || !launch.shared.is_empty();
         let backend = if shared { "memory-backend-memfd,share=on" } else { "memory-backend-ram" };
         self.pair("-object", format!("{backend},id=ram,size={}M", launch.memory_mib));
     }
@@ -197,6 +202,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             scratch: None,
             disks: Vec::new(),
+            shared: Vec::new(),
             vsock: VsockDevice::User(fd()),
             taps: Vec::new(),
         }
@@ -259,6 +265,14 @@ mod tests {
             taps: vec![Tap { fd: fd(), mac: [2, 0, 0, 0, 0, 0x1f] }],
             ..launch()
         })
+    }
+
+    #[test]
+    fn a_shared_directory_is_a_device_whose_server_sees_the_guests_memory() {
+        let shared = vec![crate::vmm::shared::Shared { tag: "share0".into(), socket: fd() }];
+        let line = text(Launch { shared, vsock: VsockDevice::Kernel { cid: 77, device: fd() }, ..launch() });
+        assert!(line.contains("-chardev socket,id=shared0,fd=@1 -device vhost-user-fs-device,chardev=shared0,tag=share0"), "{line}");
+        assert!(line.contains("memory-backend-memfd,share=on"), "{line}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::{Ends, StdioError, ends::Sink, logger::Logger};
 use crate::guest::{Duplex, Guest};
-use protocol::stream::{Kind, StreamId};
+use protocol::stream::{CHUNK, Kind, StreamId, grow};
 use std::{
     io,
     sync::{
@@ -18,8 +18,6 @@ use tokio::{
     time::timeout,
 };
 
-/// What is read at once.
-const CHUNK: usize = 16 << 10;
 /// How long output may stand still after its process has ended, before the end is reported all the same.
 const STALLED: Duration = Duration::from_secs(10);
 
@@ -93,7 +91,10 @@ async fn copy_in(mut fifo: impl AsyncRead + Unpin, mut stream: Box<dyn Duplex>) 
         loop {
             match fifo.read(&mut buffer).await? {
                 0 => return stream.shutdown().await,
-                n => stream.write_all(&buffer[..n]).await?,
+                n => {
+                    stream.write_all(&buffer[..n]).await?;
+                    grow(&mut buffer, n);
+                }
             }
         }
     };
@@ -118,6 +119,7 @@ async fn copy_out(mut stream: Box<dyn Duplex>, mut sink: Sink, moved: Arc<Atomic
                     failed = true;
                 }
                 moved.fetch_add(n as u64, Ordering::Relaxed);
+                grow(&mut buffer, n);
             }
             Err(error) => {
                 log::debug!("output: {error}");

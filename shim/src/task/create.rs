@@ -140,10 +140,14 @@ impl Draft {
     async fn build(&mut self) -> Result<Container, TaskError> {
         let bundle = Bundle::read(Path::new(&self.request.bundle))?;
         let role = bundle.role()?;
+        let config = guest_spec::config(self.request.options.as_ref())?;
+        // Those of a guest that runs: the configuration may have changed since it was booted.
+        let running = self.tasks.table().guest.clone().filter(|_| matches!(role, Role::Member(_)));
+        let shared = running.as_ref().map_or(config.guest.shared.as_slice(), |guest| guest.shared());
         // What cannot be had is said before a VM is booted for it.
         let (mut plans, mut disks) = (Vec::new(), Vec::new());
         if role != Role::Sandbox {
-            plans = volumes::plan(bundle.mounts())?;
+            plans = volumes::plan(bundle.mounts(), shared)?;
             for (volume, disk) in volumes::disks(&bundle, role == Role::Lone)? {
                 plans.push(Plan { volume, source: disk.path.clone() });
                 disks.push(disk);
@@ -157,7 +161,6 @@ impl Draft {
         };
         let hooks = bundle.hooks(&self.request.id, Path::new(&self.request.bundle));
         hooks.check()?;
-        let config = guest_spec::config(self.request.options.as_ref())?;
         let ends = Ends::open(&paths, reattaches(&role, &paths), &self.tasks.settings.namespace, &self.request.id).await?;
         let (guest, volumes) = match &role {
             Role::Sandbox => (self.boot(&config, &bundle, &hooks, disks).await?, Attached::default()),

@@ -1,11 +1,12 @@
 //! Volumes: nothing of the host's is shared with a guest, so what a container is to find of it is copied in, and what it leaves in its
 //! termination log is copied out.
 //!
-//! - [`plan`]: what each bind mount of the spec becomes. - [`send`]: one copy. - [`attached`]: a container's volumes while it lives.
+//! - [`plan`]: what each bind mount of the spec becomes. - [`subpath`]: which part of a volume a mount is. - [`send`]: one copy. - [`attached`]: a container's volumes while it lives.
 
 mod attached;
 mod plan;
 mod send;
+mod subpath;
 
 pub use attached::Attached;
 pub use plan::{Plan, disks, plan};

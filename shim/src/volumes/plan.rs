@@ -1,6 +1,7 @@
-//! What each bind mount of a spec becomes: a copy, an empty directory of the guest's own, the image's own content, or a refusal.
+//! What each bind mount of a spec becomes: a copy, an empty directory of the guest's own, the image's own content, a shared directory where
+//! the configuration has one, or a refusal.
 
-use super::VolumeError;
+use super::{VolumeError, subpath};
 use crate::bundle::{Bundle, Mount};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use protobuf::EnumOrUnknown;
@@ -8,7 +9,7 @@ use protocol::{
     api::{self, VolumeKind},
     volume::{MAX_BYTES, MAX_ENTRIES, MAX_VOLUMES},
 };
-use runtime::vmm::Disk;
+use runtime::vmm::{Disk, shared::tag};
 use std::{
     fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -24,9 +25,7 @@ const WRITTEN_BY_KUBELET: &[&str] =
     &["kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api"];
 /// Of a disk, in bytes.
 const SECTOR: u64 = 512;
-/// Where kubelet binds parts of volumes for a container (kubernetes pkg/volume/util/subpath): `…/pods/UID/volume-subpaths/VOLUME/CONTAINER/N`.
-const SUBPATHS: &str = "volume-subpaths";
-const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+pub(super) const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// One volume of a container.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,8 +36,9 @@ pub struct Plan {
     pub source: PathBuf,
 }
 
-/// Plans the volumes of a container; those that the agent makes by itself are not in the list.
-pub fn plan(mounts: &[Mount]) -> Result<Vec<Plan>, VolumeError> {
+/// Plans the volumes of a container; those that the agent makes by itself are not in the list. `shared` are the directories of the host that
+/// the guest sees.
+pub fn plan(mounts: &[Mount], shared: &[PathBuf]) -> Result<Vec<Plan>, VolumeError> {
     let mut plans = Vec::new();
     for mount in mounts.iter().filter(|mount| mount.is_bind()) {
         let refused = |rule: String| refuse(mount, rule);
@@ -52,7 +52,7 @@ pub fn plan(mounts: &[Mount]) -> Result<Vec<Plan>, VolumeError> {
         if destination.starts_with("/dev/") && is_disk(&mount.source) {
             continue;
         }
-        let mut volume = kind(mount, &destination)?;
+        let mut volume = kind(mount, &destination, shared)?;
         // What is mounted twice at one place is seen once: the last one.
         plans.retain(|plan: &Plan| plan.volume.destination != destination);
         volume.destination = destination;
@@ -110,18 +110,23 @@ fn is_disk(source: &Path) -> bool {
     found.file_type().is_block_device() || raw
 }
 
-fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
+fn kind(mount: &Mount, destination: &str, shared: &[PathBuf]) -> Result<api::Volume, VolumeError> {
     let of = |kind: VolumeKind| api::Volume { kind: EnumOrUnknown::new(kind), readonly: mount.is_readonly(), ..Default::default() };
     if is_of_image(&mount.source) {
         return Ok(of(VolumeKind::IMAGE));
     }
-    let found = fs::metadata(&mount.source).map_err(|source| VolumeError::Read {
-        source_path: mount.source.clone(),
-        destination: destination.to_owned(),
-        source,
-    })?;
+    let failed = |source| VolumeError::Read { source_path: mount.source.clone(), destination: destination.to_owned(), source };
+    let found = fs::metadata(&mount.source).map_err(failed)?;
     if let Some(name) = empty_dir(&mount.source) {
-        return Ok(empty(of(VolumeKind::EMPTY), mount, name, &found));
+        return Ok(empty(of(VolumeKind::EMPTY), &mount.source, name, &found));
+    }
+    if let Some((whole, part)) = subpath::of_empty_dir(&mount.source) {
+        // A file of an emptyDir is in the guest, and so not here: kubelet then makes a directory.
+        let (Some(name), Some(part), true) = (empty_dir(&whole), part.to_str(), found.is_dir()) else {
+            return Err(refuse(mount, "a part of an emptyDir (subPath) that is no directory: mount the whole of it".to_owned()));
+        };
+        let found = fs::metadata(&whole).map_err(failed)?;
+        return Ok(api::Volume { path: part.to_owned(), ..empty(of(VolumeKind::EMPTY), &whole, name, &found) });
     }
     let kind = found.file_type();
     if kind.is_block_device() {
@@ -136,18 +141,18 @@ fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
     if kind.is_file() && is_termination_log(&mount.source) {
         return Ok(api::Volume { read_back: true, ..of(VolumeKind::COPY) });
     }
-    if mount.source.components().any(|part| part.as_os_str() == SUBPATHS) && !mount.is_readonly() {
-        return Err(refuse(
-            mount,
-            "a part of a volume that is written to (subPath): mount the whole emptyDir, or the part read-only".to_owned(),
-        ));
+    if let Some((name, path)) = part_of(&mount.source, shared) {
+        return Ok(api::Volume { name, path, ..of(VolumeKind::SHARED) });
+    }
+    if subpath::is_part(&mount.source) && !mount.is_readonly() {
+        return Err(refuse(mount, "a part of a volume that is written to (subPath) and is no emptyDir: mount it read-only".to_owned()));
     }
     let by_kubelet = component_after(&mount.source, |name| WRITTEN_BY_KUBELET.contains(&name)).is_some();
     let each_its_own = kind.is_file() && FILES.contains(&destination);
     if !(mount.is_readonly() || by_kubelet || each_its_own) {
         let rule = format!(
             "what a container writes cannot be shared with the host; mount it read-only (up to {} MiB and {MAX_ENTRIES} entries are \
-             then copied in), or use an emptyDir",
+             then copied in), or use an emptyDir; without an enclave, guest.shared of the configuration can have it",
             MAX_BYTES >> 20
         );
         return Err(refuse(mount, rule));
@@ -161,15 +166,24 @@ fn kind(mount: &Mount, destination: &str) -> Result<api::Volume, VolumeError> {
     Ok(api::Volume { readonly: mount.is_readonly() || by_kubelet, ..of(VolumeKind::COPY) })
 }
 
+/// Which shared directory a path is in, by its tag, and where in it. Links are followed here: in the guest they would lead elsewhere.
+fn part_of(source: &Path, shared: &[PathBuf]) -> Option<(String, String)> {
+    let source = fs::canonicalize(source).ok()?;
+    shared.iter().enumerate().find_map(|(number, dir)| {
+        let part = source.strip_prefix(fs::canonicalize(dir).ok()?).ok()?;
+        Some((tag(number), part.to_str()?.to_owned()))
+    })
+}
+
 fn refuse(mount: &Mount, rule: String) -> VolumeError {
     VolumeError::Refused { source_path: mount.source.clone(), destination: mount.destination.clone(), rule }
 }
 
 /// An emptyDir: in memory where kubelet has mounted a tmpfs for it, of the same size.
-fn empty(volume: api::Volume, mount: &Mount, name: &str, found: &Metadata) -> api::Volume {
-    let memory = statfs(&mount.source).ok().filter(|fs| fs.filesystem_type() == TMPFS_MAGIC);
+fn empty(volume: api::Volume, source: &Path, name: &str, found: &Metadata) -> api::Volume {
+    let memory = statfs(source).ok().filter(|fs| fs.filesystem_type() == TMPFS_MAGIC);
     // A host may run from a tmpfs altogether: then nothing is mounted here.
-    let mounted = mount.source.parent().and_then(|parent| fs::metadata(parent).ok()).is_some_and(|parent| parent.dev() != found.dev());
+    let mounted = source.parent().and_then(|parent| fs::metadata(parent).ok()).is_some_and(|parent| parent.dev() != found.dev());
     let (kind, size) = match memory.filter(|_| mounted) {
         Some(fs) => (VolumeKind::EMPTY_MEMORY, fs.blocks().saturating_mul(u64::try_from(fs.block_size()).unwrap_or(0))),
         None => (VolumeKind::EMPTY, 0),
@@ -254,7 +268,7 @@ mod tests {
     }
 
     fn one(source: &Path, destination: &str, options: &[&str]) -> Result<api::Volume, VolumeError> {
-        Ok(plan(&[bind(source, destination, options)])?.pop().unwrap().volume)
+        Ok(plan(&[bind(source, destination, options)], &[])?.pop().unwrap().volume)
     }
 
     fn kind(volume: &api::Volume) -> VolumeKind {
@@ -290,7 +304,7 @@ mod tests {
         let volume = one(&part, "/etc/app.conf", &["rbind", "rprivate", "ro"]).unwrap();
         assert!(kind(&volume) == VolumeKind::COPY && volume.readonly);
         let error = one(&part, "/etc/app.conf", &["rbind", "rw"]).unwrap_err().to_string();
-        assert!(error.contains("subPath") && error.contains("whole emptyDir") && !error.contains('\n'), "{error}");
+        assert!(error.contains("subPath") && error.contains("read-only") && !error.contains('\n'), "{error}");
     }
 
     #[test]
@@ -301,9 +315,24 @@ mod tests {
         assert_eq!(kind(&one(&file, "/conf", &["bind", "ro"]).unwrap()), VolumeKind::COPY);
         assert_eq!(kind(&one(dir.path(), "/dir", &["rbind", "ro"]).unwrap()), VolumeKind::COPY);
         assert!(!one(&file, "/etc/hosts", &["rbind", "rw"]).unwrap().readonly);
-        assert!(plan(&[bind(&file, "/proc", &[]), bind(&file, "/dev/shm", &[])]).unwrap().is_empty());
-        let twice = plan(&[bind(&file, "/x", &["ro"]), bind(dir.path(), "/x/", &["ro"])]).unwrap();
+        assert!(plan(&[bind(&file, "/proc", &[]), bind(&file, "/dev/shm", &[])], &[]).unwrap().is_empty());
+        let twice = plan(&[bind(&file, "/x", &["ro"]), bind(dir.path(), "/x/", &["ro"])], &[]).unwrap();
         assert_eq!((twice.len(), twice[0].source.as_path()), (1, dir.path()));
+    }
+
+    #[test]
+    fn a_shared_directory_is_found_by_what_its_path_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, link) = (dir.path().join("data"), dir.path().join("link"));
+        fs::create_dir_all(data.join("models/a")).unwrap();
+        std::os::unix::fs::symlink(&data, &link).unwrap();
+        let one = |source: &Path, options: &[&str]| plan(&[bind(source, "/m", options)], &["/nowhere".into(), link.clone()]);
+        for (source, path) in [(data.join("models"), "models"), (link.join("models/a"), "models/a"), (data, "")] {
+            let volume = one(&source, &["rbind", "rw"]).unwrap().pop().unwrap().volume;
+            assert_eq!((kind(&volume), volume.name.as_str(), volume.path.as_str()), (VolumeKind::SHARED, "share1", path));
+        }
+        // Beside it the usual rules hold.
+        assert!(one(dir.path(), &["rbind", "rw"]).is_err());
     }
 
     #[test]
@@ -347,7 +376,7 @@ mod tests {
         assert_eq!(planned.len(), 1);
         let (volume, disk) = &planned[0];
         assert_eq!((volume.destination.as_str(), volume.name.as_str(), disk.readonly, disk.device), ("/dev/data", "disk0", true, false));
-        assert_eq!(plan(bundle.mounts()).unwrap().len(), 1);
+        assert_eq!(plan(bundle.mounts(), &[]).unwrap().len(), 1);
         let error = disks(&bundle, false).unwrap_err().to_string();
         assert!(error.contains("only at its start") && error.contains("raw.img"), "{error}");
     }

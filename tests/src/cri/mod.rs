@@ -55,6 +55,8 @@ pub struct PodSpec {
     pub memory_mib: i64,
     /// Its limit of processors in hundredths; 0 for none.
     pub cpu_percent: i64,
+    /// The control group of the node that its own is made in.
+    pub cgroup_parent: &'static str,
 }
 
 impl Default for PodSpec {
@@ -68,6 +70,7 @@ impl Default for PodSpec {
             host_network: false,
             memory_mib: 0,
             cpu_percent: 0,
+            cgroup_parent: "",
         }
     }
 }
@@ -154,10 +157,27 @@ impl Cri {
         Ok(())
     }
 
+    /// Waits until the CRI has heard of an image that was pulled past it.
+    pub fn wait_image(&self, image: &str) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let answer: pb::ImageStatusResponse = self.of_image("ImageStatus", image)?;
+            if answer.image.is_some() {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < SHORT, "the CRI does not hear of {image}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Removes an image, as kubelet does when the disk fills.
     pub fn remove_image(&self, image: &str) -> Result<()> {
-        let request = pb::RemoveImageRequest { image: MessageField::some(image_spec(image)), ..Default::default() };
-        self.call::<_, pb::Empty>("ImageService/RemoveImage", request, SHORT).map(drop)
+        self.of_image::<pb::Empty>("RemoveImage", image).map(drop)
+    }
+
+    fn of_image<A: protobuf::Message>(&self, method: &str, image: &str) -> Result<A> {
+        let request = pb::ImageRequest { image: MessageField::some(image_spec(image)), ..Default::default() };
+        self.call(&format!("ImageService/{method}"), request, SHORT)
     }
 
     /// Stops and removes every pod that it knows, as kubelet does with those that nobody wants.
@@ -197,6 +217,7 @@ impl Cri {
             }),
             sysctls: spec.sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             resources: MessageField::some(resources),
+            cgroup_parent: spec.cgroup_parent.to_owned(),
             ..Default::default()
         };
         let config = pb::PodSandboxConfig {
@@ -230,9 +251,14 @@ impl Cri {
 }
 
 impl Pod<'_> {
-    /// Creates a container.
+    /// Pulls a container's image and creates it.
     pub fn create(&self, spec: &ContainerSpec<'_>) -> Result<String> {
         self.cri.pull(spec.image)?;
+        self.create_of_present(spec)
+    }
+
+    /// Creates a container of an image that is on the node, as kubelet does it with `imagePullPolicy: IfNotPresent`.
+    pub fn create_of_present(&self, spec: &ContainerSpec<'_>) -> Result<String> {
         let options = pb::NamespaceOption {
             pid: if self.share_processes { pb::NamespaceMode::POD } else { pb::NamespaceMode::CONTAINER }.into(),
             ..Default::default()
@@ -266,7 +292,9 @@ impl Pod<'_> {
 
     /// Starts a container that was created.
     pub fn start_created(&self, id: &str) -> Result<()> {
-        self.of_container::<pb::Empty>("StartContainer", id, 0).map(drop)
+        // It has its image fetched and unpacked in a guest.
+        let request = pb::ContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        self.cri.call::<_, pb::Empty>("RuntimeService/StartContainer", request, LONG).map(drop)
     }
 
     /// Runs a container to its end: its exit code.

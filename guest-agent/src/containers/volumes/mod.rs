@@ -5,9 +5,11 @@
 //! All of it lies on scratch, encrypted, beside what containers write, and goes with its container; empty directories, which a pod's
 //! containers share, with the machine.
 
+mod part;
 mod receive;
 mod refresh;
 mod serve;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +20,7 @@ use nix::{
     sys::stat::{Mode, fchmod},
     unistd::{Gid, Uid, fchown},
 };
+use part::Part;
 use policy::{Copied, Denial, Overrides, PlaceId, Policy, Wanted};
 use protocol::{
     api::{self, VolumeKind},
@@ -75,10 +78,14 @@ enum Source {
     Copy(tokio::sync::Mutex<Option<Copied>>),
     /// An empty directory.
     Empty(PathBuf),
+    /// A part of one.
+    Part(Part),
     /// The image's own.
     Image,
     /// A disk, by its serial.
     Disk(String),
+    /// A part of a directory of the host's.
+    Shared(PathBuf),
 }
 
 /// What a bind mount of the host's spec becomes.
@@ -95,6 +102,9 @@ pub enum Bind {
 impl Volumes {
     /// Decides on a container's volumes and makes what is empty; gives the numbers of those that are to be copied.
     pub async fn prepare(&self, request: &api::PrepareVolumesRequest, sandbox: &Sandbox) -> Result<Vec<u32>, ContainerError> {
+        for volume in request.volumes.iter().filter(|volume| volume.kind.enum_value_or_default() == VolumeKind::SHARED) {
+            shared::admit(sandbox.tee(), sandbox.policy(), volume)?;
+        }
         let taken = request.volumes.iter().map(|volume| admit(sandbox.policy(), volume)).collect::<Result<Vec<_>, _>>()?;
         let home = sandbox.scratch().await?.containers().join("volumes");
         self.make(request, &taken, &home, sandbox.policy())
@@ -121,7 +131,21 @@ impl Volumes {
                 (true, VolumeKind::COPY) => Source::Copy(tokio::sync::Mutex::default()),
                 (true, VolumeKind::IMAGE) => Source::Image,
                 (true, VolumeKind::DISK) => Source::Disk(volume.name.clone()),
-                (true, VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY) => Source::Empty(self.empty_directory(volume, home)?),
+                (true, VolumeKind::SHARED) => {
+                    let failed = ContainerError::io(format!("directory of the host at {}", volume.destination));
+                    Source::Shared(shared::place(volume).map_err(failed)?)
+                }
+                (true, VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY) => {
+                    let whole = self.empty_directory(volume, home)?;
+                    match volume.path.as_str() {
+                        "" => Source::Empty(whole),
+                        path => {
+                            let failed = ContainerError::io(format!("part {path} of the empty directory at {}", volume.destination));
+                            let number = self.next.fetch_add(1, Ordering::Relaxed);
+                            Source::Part(Part::bind(&whole, volume, number).map_err(failed)?)
+                        }
+                    }
+                }
             };
             // What the owner let in with this content keeps it. What every container has is its own.
             let kept = !policy.is_open() && matches!(source, Source::Copy(_)) && !is_dispensable(volume);
@@ -198,7 +222,8 @@ impl Prepared {
         let bind = match &volume.source {
             // A disk is a device node, and no mount.
             Source::LeftOut | Source::Disk(_) => Bind::Nothing,
-            Source::Empty(path) => Bind::Path(path.clone()),
+            Source::Empty(path) | Source::Shared(path) => Bind::Path(path.clone()),
+            Source::Part(part) => Bind::Path(part.place().to_owned()),
             Source::Image => Bind::Image,
             Source::Copy(copied) => match copied.try_lock() {
                 Ok(copied) if copied.is_some() => Bind::Path(self.place(number)),
@@ -234,7 +259,7 @@ impl Prepared {
                     wanted.copied.extend(copy.clone());
                     held.push(copy);
                 }
-                Source::LeftOut | Source::Image | Source::Disk(_) => {}
+                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Shared(_) | Source::Part(_) => {}
             }
         }
         let (decided, place) = decide(&wanted)?;
@@ -259,7 +284,8 @@ impl Prepared {
             let Some(rest) = Path::new(path).strip_prefix(&volume.destination).ok() else { continue };
             let place = match &volume.source {
                 Source::Copy(_) => self.place(number),
-                Source::Empty(path) => path.clone(),
+                Source::Empty(path) | Source::Shared(path) => path.clone(),
+                Source::Part(part) => part.place().to_owned(),
                 Source::LeftOut | Source::Image | Source::Disk(_) => continue,
             };
             if place.is_dir() {
@@ -277,6 +303,9 @@ fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
         policy.overrides(&Overrides { devices: vec![volume.destination.clone()], ..Overrides::default() })?;
         return Ok(true);
     }
+    if !volume.path.is_empty() {
+        part::admit(policy, volume)?;
+    }
     match kind {
         VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY => policy.mount(&empty_name(&volume.destination, volume.readonly)).map(|()| true),
         VolumeKind::COPY if is_dispensable(volume) => Ok(policy.copies_to(&volume.destination)),
@@ -285,7 +314,8 @@ fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
             let nothing = Copied { destination: volume.destination.clone(), ..Copied::default() };
             policy.copied(&nothing, None).map(|()| true)
         }
-        VolumeKind::IMAGE | VolumeKind::DISK => Ok(true),
+        // Of a shared one more is asked, see there.
+        VolumeKind::IMAGE | VolumeKind::DISK | VolumeKind::SHARED => Ok(true),
     }
 }
 

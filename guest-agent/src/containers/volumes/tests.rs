@@ -55,6 +55,9 @@ fn the_policy_decides_and_what_is_dispensable_is_left_out() {
     let asked = |destination: &str, kind| admit(&policy, &volume(destination, kind));
     assert_eq!(asked("/etc/conf", VolumeKind::COPY), Ok(true));
     assert_eq!(asked("/cache", VolumeKind::EMPTY), Ok(true));
+    let part = api::Volume { path: "sub".into(), ..volume("/cache", VolumeKind::EMPTY) };
+    assert!(admit(&policy, &part).unwrap_err().to_string().contains("whole"));
+    assert_eq!(admit(&open(), &part), Ok(true));
     let readonly = api::Volume { readonly: true, ..volume("/cache", VolumeKind::EMPTY) };
     assert!(admit(&policy, &readonly).unwrap_err().to_string().contains("/cache:ro"));
     assert_eq!(asked("/etc/hosts", VolumeKind::COPY), Ok(false));

@@ -182,6 +182,10 @@ impl Guest for FakeGuest {
         self.pid
     }
 
+    fn shared(&self) -> &[std::path::PathBuf] {
+        &[]
+    }
+
     async fn stream(&self, id: &StreamId) -> Result<Box<dyn Duplex>, LineError> {
         let (ours, mut theirs) = tokio::io::duplex(1 << 10);
         let text = format!("{} of {}/{}\n", id.kind, id.container_id, id.exec_id);

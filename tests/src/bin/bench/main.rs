@@ -1,11 +1,16 @@
-//! `make bench`: what a start costs over the floor, and what runs beside the guest.
+//! `make bench`: what a start costs over the floor, what the line between host and guest carries, what one more container costs in a pod,
+//! and what runs beside the guest.
 //!
 //! The machine is never as quiet as one would like, and its speed swings: everything is measured in one run, interleaved, over several
 //! rounds; ratios are made within a round, then their median is taken.
 
 #![allow(clippy::print_stdout, reason = "it reports to the terminal")]
 
+mod crowd;
 mod floor;
+mod guest;
+mod line;
+mod pod;
 mod report;
 mod shim;
 
@@ -21,11 +26,12 @@ use tests::place;
 
 use crate::report::{Report, Unit};
 
-/// Rounds, unless the only argument says otherwise.
+/// Rounds, unless the only argument says otherwise; 0 for the pods of one image alone.
 const ROUNDS: u32 = 5;
 
 fn main() -> ExitCode {
-    match measure() {
+    let word = std::env::args().nth(1).unwrap_or_default();
+    match guest::run(&word).unwrap_or_else(measure) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("The benchmark failed: {error:#}");
@@ -41,11 +47,18 @@ fn measure() -> Result<()> {
     };
     let mut report = Report::default();
     sizes(&mut report)?;
+    if rounds == 0 {
+        crowd::measure(&mut report)?;
+        return report.finish(&place::build()?.join("bench"));
+    }
     let bed = Bed::start(&Setup { name: "bench", containerd: place::CONTAINERD_DEFAULT })?;
-    let result = run_rounds(&bed, rounds, &mut report);
+    let result = run_rounds(&bed, rounds, &mut report)
+        .and_then(|()| line::measure(&bed, rounds, &mut report))
+        .and_then(|()| pod::measure(&bed, &mut report));
     let ended = bed.end();
     result?;
     ended?;
+    crowd::measure(&mut report)?;
     report.finish(&place::build()?.join("bench"))
 }
 

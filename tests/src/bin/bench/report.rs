@@ -11,6 +11,10 @@ use serde_json::json;
 pub enum Unit {
     /// Wall time.
     Seconds,
+    /// Wall time of what is short.
+    Milliseconds,
+    /// 2^20 bytes in a second.
+    Rate,
     /// 2^20 bytes.
     MiB,
     /// Of two times.
@@ -21,7 +25,9 @@ impl Unit {
     fn name(self) -> &'static str {
         match self {
             Self::Seconds => "s",
+            Self::Milliseconds => "ms",
             Self::MiB => "MiB",
+            Self::Rate => "MiB/s",
             Self::Ratio => "x",
         }
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tests::stages::stage;
+
 use crate::story::Story;
 
 /// What each stage's short name in the log means.
@@ -30,14 +32,4 @@ pub fn rows(story: &mut Story, log: &[String], first_output: Duration) {
     }
     story.row("  ctr, containerd, and what is not told above", first_output.saturating_sub(told));
     story.row("ctr run: to the first byte of output", first_output);
-}
-
-/// `… stage=NAME … micros=N …`, as the shim writes it.
-fn stage(line: &str) -> Option<(String, Duration)> {
-    let field = |key: &str| {
-        let rest = &line[line.find(&format!("{key}="))? + key.len() + 1..];
-        let rest = rest.trim_start_matches(['"', '\\']);
-        Some(rest[..rest.find(['"', '\\', ' ']).unwrap_or(rest.len())].to_owned())
-    };
-    Some((field("stage")?, Duration::from_micros(field("micros")?.parse().ok()?)))
 }

@@ -1,15 +1,14 @@
 //! `make soak`: does anything of ours grow? Sandboxes one after the other, as many side by side as memory allows, execs in one container that
 //! stays, and a GiB of output; descriptors, threads and memory of every process of ours before and after. Then an image of four times its
-//! guest's memory, and kill -9 of everybody in every call of a pod's life.
+//! guest's memory, fifty pods of one image, and kill -9 of everybody in every call of a pod's life.
 //!
-//! Takes the number of sandboxes and of execs, 200 and 500 unless said otherwise; or the word `matrix`, for the deaths alone. Fails where something
-//! grew or was left.
+//! Takes the number of sandboxes and of execs, 200 and 500 unless said otherwise; or the word `pods`, for those of one image alone, or `matrix`,
+//! for the deaths. Fails where something grew or was left.
 
 #![allow(clippy::print_stdout, reason = "it reports to the terminal")]
 
 mod census;
 
-use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -20,7 +19,7 @@ use tests::configuration::{Configuration, Initdata};
 use tests::ctr::{BOOT, Run};
 use tests::matrix::{Matrix, cells};
 use tests::oci::Image;
-use tests::{flood, large, memory, place};
+use tests::{crowd, flood, large, memory, place};
 
 const SANDBOXES: usize = 200;
 const EXECS: usize = 500;
@@ -30,6 +29,8 @@ const FLOOD: usize = 1024;
 const WARM: usize = 5;
 /// Memory of one VM and what runs beside it, in MiB: the guest's own 512 and QEMU's.
 const SANDBOX_MIB: u64 = 768;
+/// Pods of one image, where memory holds them.
+const PODS_OF_ONE_IMAGE: usize = 50;
 /// Side by side on any machine, however large.
 const MOST_SIDE_BY_SIDE: usize = 64;
 
@@ -45,8 +46,10 @@ fn main() -> ExitCode {
 }
 
 fn soak() -> Result<Vec<Growth>> {
-    if std::env::args().nth(1).as_deref() == Some("matrix") {
-        return matrix().map(|()| Vec::new());
+    match std::env::args().nth(1).as_deref() {
+        Some("pods") => return one_image().map(|()| Vec::new()),
+        Some("matrix") => return matrix().map(|()| Vec::new()),
+        _ => {}
     }
     let number = |position: usize, usual: usize| match std::env::args().nth(position) {
         Some(text) => text.parse().with_context(|| format!("'{text}' is no number")),
@@ -60,8 +63,22 @@ fn soak() -> Result<Vec<Growth>> {
     ended?;
     println!("\n{:44} {:>9} {:>9}", "", "before", "after");
     growths.iter().for_each(|growth| println!("{growth}"));
+    one_image()?;
     matrix()?;
     Ok(growths)
+}
+
+/// Fifty pods of one image, or as many as memory holds: the registry is asked once for each blob.
+fn one_image() -> Result<()> {
+    let bed = Bed::start_with_cri(&Setup { name: "scw", containerd: place::CONTAINERD_NEWEST })?;
+    let result = crowd::run(&bed, "one", 1).and_then(|one| {
+        let count = crowd::room(one.memory_mib, PODS_OF_ONE_IMAGE)?;
+        let crowd = crowd::run(&bed, "crowd", count)?;
+        println!("{count} pods of one image, downloaded once, in {:.0} s", crowd.took.as_secs_f32());
+        Ok(())
+    });
+    let ended = bed.end();
+    result.and(ended)
 }
 
 /// Everybody dies at every call, each time in the life of another pod, on the containerd that is asked for pods by most, and on the newest.
@@ -126,7 +143,7 @@ impl<'a> Soak<'a> {
 
     /// All of them speak before the first is ended.
     fn side_by_side(&self) -> Result<()> {
-        let count = usize::try_from(available_mib()? / SANDBOX_MIB)?.clamp(2, MOST_SIDE_BY_SIDE);
+        let count = usize::try_from(memory::available_mib()? / SANDBOX_MIB)?.clamp(2, MOST_SIDE_BY_SIDE);
         println!("{count} sandboxes side by side");
         let reference = self.bed.encrypted(&Image::busybox("echo ready; sleep 36000")?, "side", &self.initdata)?;
         let annotation = self.initdata.annotation()?;
@@ -182,11 +199,4 @@ impl<'a> Soak<'a> {
         self.bed.nothing_of(&id)?;
         Ok(growth)
     }
-}
-
-/// `MemAvailable` of `/proc/meminfo` (proc(5)).
-fn available_mib() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("no MemAvailable in /proc/meminfo")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
 }
