@@ -162,6 +162,11 @@ impl Sandbox {
         self.broker.as_deref()
     }
 
+    /// The same, to keep.
+    pub fn kept_broker(&self) -> Option<Arc<BrokerClient>> {
+        self.broker.clone()
+    }
+
     /// Where the pod's names are looked up, as text of resolv.conf(5); empty where nobody says.
     pub fn resolv_conf(&self) -> &str {
         &self.resolv_conf

@@ -76,7 +76,7 @@ impl Opened {
 }
 
 /// The prefix and four parts; any other text is the program's own business.
-fn is_sealed(value: &str) -> bool {
+pub fn is_sealed(value: &str) -> bool {
     value.starts_with(sealed::PREFIX) && value.matches('.').count() == 3
 }
 

@@ -1,6 +1,6 @@
 //! Volumes without a shared file system: what the host copies in, and empty directories of the guest's own.
 //!
-//! - [`receive`]: one copy, from the host's stream. - [`refresh`]: a changed one takes an older one's place.
+//! - [`receive`]: one copy, from the host's stream. - [`unseal`]: what is sealed in it. - [`refresh`]: a changed one takes an older one's place.
 //!
 //! All of it lies on scratch, encrypted, beside what containers write, and goes with its container; empty directories, which a pod's
 //! containers share, with the machine.
@@ -12,9 +12,11 @@ mod serve;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod unseal;
 
 use super::{ContainerError, MAX_CONTAINERS, in_root::InRoot, mounts::Binds};
 use crate::sandbox::Sandbox;
+use attestation::BrokerClient;
 use nix::{
     mount::{MsFlags, mount},
     sys::stat::{Mode, fchmod},
@@ -41,7 +43,10 @@ use std::{
 /// Most empty directories of a sandbox.
 const MAX_EMPTY: usize = 1024;
 /// What every runtime mounts and a container can do without: the agent writes the files itself, and a termination log is nobody's.
-const DISPENSABLE: &[&str] = &["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log"];
+const DISPENSABLE: &[&str] = &["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", TERMINATION_LOG];
+/// Where a workload's last words are. With initdata the one place that the host reads back: at any other it would read what a workload wrote
+/// to a file of its own.
+const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Where empty directories in memory are mounted.
 const MEMORY: &str = "/run/cloister/memory";
 
@@ -53,6 +58,8 @@ pub struct Volumes {
     /// Empty directories by name. Held while one is made: of two containers that want it, one makes it.
     empty: Mutex<HashMap<String, PathBuf>>,
     next: AtomicU64,
+    /// Opens what is sealed; there is none before the first volume is announced, and none where the initdata names none.
+    broker: OnceLock<Option<Arc<BrokerClient>>>,
 }
 
 /// What was announced for one container.
@@ -107,6 +114,7 @@ impl Volumes {
         }
         let taken = request.volumes.iter().map(|volume| admit(sandbox.policy(), volume)).collect::<Result<Vec<_>, _>>()?;
         let home = sandbox.scratch().await?.containers().join("volumes");
+        self.broker.get_or_init(|| sandbox.kept_broker());
         self.make(request, &taken, &home, sandbox.policy())
     }
 
@@ -149,7 +157,8 @@ impl Volumes {
             };
             // What the owner let in with this content keeps it. What every container has is its own.
             let kept = !policy.is_open() && matches!(source, Source::Copy(_)) && !is_dispensable(volume);
-            let (readonly, read_back) = (volume.readonly || kept, volume.read_back);
+            let read_back = volume.read_back && (policy.is_open() || volume.destination == TERMINATION_LOG);
+            let readonly = volume.readonly || kept;
             prepared.volumes.push(Volume { destination: volume.destination.clone(), readonly, read_back, source });
         }
         let wanted = (0u32..).zip(&prepared.volumes).filter(|(_, volume)| matches!(volume.source, Source::Copy(_)));

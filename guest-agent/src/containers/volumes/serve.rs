@@ -1,7 +1,8 @@
 //! The port at which the host delivers copies.
 
-use super::{Prepared, Source, Volumes, receive::receive, refresh};
+use super::{Prepared, Source, Volumes, receive::receive, refresh, unseal};
 use crate::vsock;
+use attestation::ResourceUri;
 use log::{debug, info, warn};
 use policy::Copied;
 use protocol::{
@@ -73,8 +74,7 @@ impl Volumes {
         let result = match receive(stream, &staging, !prepared.policy.is_open()).await {
             Ok(entries) => {
                 let new = Copied { destination: volume.destination.clone(), entries };
-                let placed = prepared.may_have(copied.as_ref(), &new).and_then(|()| Ok(place(&prepared, id.number, copied.is_some())?));
-                placed.map(|()| new)
+                self.settle(&prepared, id.number, copied.as_ref(), &new).await.map(|()| new)
             }
             Err(e) => Err(e),
         };
@@ -84,6 +84,25 @@ impl Volumes {
         info!(container = id.container_id, destination = volume.destination, again = copied.is_some(); "volume copied");
         *copied = Some(new);
         Ok(())
+    }
+}
+
+impl Volumes {
+    /// Puts what has come into its place, if it may be there, and opens what is sealed before.
+    async fn settle(&self, prepared: &Prepared, number: usize, old: Option<&Copied>, new: &Copied) -> Result<(), VolumeError> {
+        prepared.may_have(old, new)?;
+        // What the host reads back stays as it came.
+        if !prepared.policy.is_open() && !prepared.volumes[number].read_back {
+            let broker = self.broker.get().and_then(Option::as_deref);
+            let fetch = |resource: ResourceUri| async move {
+                let broker = broker.ok_or("the initdata names no broker; add aa.toml to it")?;
+                broker.resource(&resource).await.map_err(|e| e.to_string())
+            };
+            let of = prepared.of.get().copied().flatten();
+            let may_open = |path: &str, digest: &str| prepared.policy.wrote(new, path, digest, of);
+            unseal::open(&prepared.staging(number), new, may_open, fetch).await?;
+        }
+        Ok(place(prepared, number, old.is_some())?)
     }
 }
 
@@ -201,6 +220,30 @@ mod tests {
         let Bind::Path(place) = closed.of("c").unwrap().bind("/conf").unwrap().unwrap().0 else { panic!("no path") };
         assert!(deliver(&closed, "VOLUME c 0", &version("..2")).await.is_err(), "nor later");
         assert_eq!(fs::read_to_string(place.join("key")).unwrap(), "..1/key");
+    }
+
+    /// The pair: behind the open door the same copy is there as it came, and nothing is opened.
+    #[tokio::test]
+    async fn a_sealed_text_that_its_owner_did_not_bind_is_refused() {
+        let sealed = [Entry::Directory(at("")), file("sealed.a.b.c"), Entry::End];
+        let (_dir, open) = announced(VolumeKind::COPY);
+        deliver(&open, "VOLUME c 0", &sealed).await.unwrap();
+        let Bind::Path(place) = open.of("c").unwrap().bind("/conf").unwrap().unwrap().0 else { panic!("no path") };
+        assert_eq!(fs::read_to_string(place.join("sealed.a.b.c")).unwrap(), "sealed.a.b.c");
+        let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest("sealed.a.b.c"));
+        let image = format!("[[image]]\ndigest = \"sha256:{}\"\n", "a".repeat(64));
+        let bound = format!("[allow]\nmounts = [\"/conf\"]\ncopy_in = [\"/conf/sealed.a.b.c=sha256:{digest}\"]\n");
+        for (policy, words) in [
+            ("[allow]\ncopy_in = [\"/conf\"]\n".to_owned(), "sealed, and opened only where"),
+            ("[allow]\ncopy_in = true\n".to_owned(), "sealed, and opened only where"),
+            (bound.clone(), "sealed, and opened only where"),
+            (format!("{image}{bound}"), "sealed secret: header is not base64url"),
+        ] {
+            let (_dir, closed) = announced_to(VolumeKind::COPY, &Policy::parse(&policy).unwrap());
+            let refused = deliver(&closed, "VOLUME c 0", &sealed).await.unwrap_err().to_string();
+            assert!(refused.contains(words), "{refused}");
+            assert!(closed.of("c").unwrap().bind("/conf").unwrap().is_err(), "and nothing of it is there");
+        }
     }
 
     #[tokio::test]

@@ -161,6 +161,29 @@ fn every_change_of_a_valid_volume_is_refused_or_without_effect() {
     assert!(refused > 25 && same > 5, "{refused} refused, {same} without effect");
 }
 
+/// Where the owner decides, a host reads back a termination log, if it may be there, and nothing of what else it was let copy in.
+#[test]
+fn behind_a_closed_door_only_last_words_are_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = ["/dev/termination-log", "/etc/hosts", "/srv/state", "/cache"];
+    let list = places.map(|place| api::Volume { read_back: true, ..volume(place, VolumeKind::COPY) });
+    let given = "[allow]\nmounts = [\"/cache\", \"/srv/state\"]\ncopy_in = [\"/dev/termination-log\", \"/etc/hosts\", \"/srv/state\", \"/cache/x\"]\n";
+    let none = Policy::parse("[allow]\nmounts = [\"/cache\", \"/srv/state\", \"/dev/termination-log\"]\n").unwrap();
+    // What `allow.mounts` alone names is empty, and takes no copy.
+    assert_eq!(list.iter().map(|volume| admit(&none, volume).ok()).collect::<Vec<_>>(), [Some(false), Some(false), None, None]);
+    for (id, policy, wanted) in [("closed", Policy::parse(given).unwrap(), [true, false, false, false]), ("open", open(), [true; 4])] {
+        let volumes = Volumes::default();
+        let taken: Vec<bool> = list.iter().map(|volume| admit(&policy, volume).unwrap()).collect();
+        volumes.make(&request(id, &list), &taken, dir.path(), &policy).unwrap();
+        let prepared = volumes.of(id).unwrap();
+        for (number, is_read) in (0u32..).zip(wanted) {
+            fs::write(prepared.place(number as usize), "x".repeat(MAX_READ_BACK + 1)).unwrap();
+            let read = volumes.read_back(&api::ReadVolumeRequest { container_id: id.into(), number, ..Default::default() });
+            assert_eq!(read.ok().map(|content| content.len()), is_read.then_some(MAX_READ_BACK), "{id} {}", places[number as usize]);
+        }
+    }
+}
+
 #[test]
 fn only_what_was_announced_so_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
