@@ -8,6 +8,7 @@
 use crate::{
     encoding::{from_url, one_line},
     evidence::{Attester, EvidenceError},
+    images::Manifest,
     jwe::{Jwe, JweError, TeeKey},
     kbs::{
         Attestation, Challenge, DEFAULT_HASH, ErrorBody, InitData, POLICY_DENY, PREFIX, Request, RuntimeData, SESSION_COOKIE, TeeEvidence,
@@ -174,6 +175,13 @@ impl BrokerClient {
         // Hardware may take a second, and a thread of the runtime is not for waiting.
         let evidence = tokio::task::spawn_blocking(move || attester.evidence(&report_data)).await;
         Ok(evidence.map_err(|e| EvidenceError::Collect { tee, reason: e.to_string() })??)
+    }
+
+    /// Has later evidence say that this image runs; see [`Attester::measure`]. Where that fails it must not run.
+    pub async fn measure(&self, image: Manifest) -> Result<(), EvidenceError> {
+        let (tee, attester) = (self.attester.tee(), self.attester.clone());
+        let measured = tokio::task::spawn_blocking(move || attester.measure(&image)).await;
+        measured.unwrap_or_else(|e| Err(EvidenceError::Measure { tee, reason: e.to_string() }))
     }
 
     /// A secret, in memory that is wiped when dropped.

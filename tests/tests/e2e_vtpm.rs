@@ -8,14 +8,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256, Sha384};
 use tests::bed::{Bed, POLICY, Setup};
 use tests::broker::Release;
 use tests::configuration::{Configuration, Initdata};
 use tests::ctr::{BOOT, Run};
-use tests::oci::Image;
+use tests::oci::{Image, Layout};
 use tests::{command, leaks, place, runner, tests};
 
 const MEASURE: Duration = Duration::from_secs(60);
@@ -59,12 +61,20 @@ fn encrypted(bed: &Bed, name: &str, script: &'static str, initdata: &Initdata) -
 }
 
 fn the_predicted_guest_gets_the_key_and_leaves_nothing_when_its_shim_is_killed(bed: &Bed) -> Result<()> {
-    let initdata = bed.initdata(POLICY);
-    let reference = encrypted(bed, "predicted", "echo released; sleep 3600", &initdata)?;
+    const KEY: &str = "kbs:///tests/image/predicted";
+    let reference = encrypted(bed, "predicted", "echo released; sleep 3600", &bed.initdata(POLICY))?;
     vtpm(bed).write(&bed.configuration_file())?;
+    // The policy names the image, whose digest is that of what was encrypted; so the rule, which names the policy, comes last.
+    let manifest = Layout { directory: bed.base().join("images/predicted.enc") }.digests()?.manifest;
+    let policy = format!("[[image]]\ndigest = {manifest:?}\n{POLICY}exec = true\nsecrets = [\"evidence\"]\n");
+    let (initdata, rule) = (bed.initdata(&policy), bed.base().join("predicted.rule"));
+    let (measurement, digest) = (measured(bed, &vtpm(bed))?, initdata.digest());
+    fs::write(&rule, format!("tee = 'tpm'\nlaunch_measurement = '{measurement}'\ninit_data = 'sha256:{digest}'\n"))?;
+    bed.broker.release(KEY, &rule)?;
     let (id, annotation) = (bed.id("predicted"), initdata.annotation()?);
     let running = bed.ctr().start(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() })?;
     running.wait_output(BOOT)?;
+    the_evidence_says_which_image_runs(bed, &id, &manifest)?;
     let emulators = leaks::pids_with("swtpm").into_iter().filter(|(_, line)| line.contains(&id)).count();
     for (pid, _) in leaks::pids_with("containerd-shim-cloister-v2").into_iter().filter(|(_, line)| line.contains(&id)) {
         kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
@@ -74,6 +84,37 @@ fn the_predicted_guest_gets_the_key_and_leaves_nothing_when_its_shim_is_killed(b
     ensure!(finished.text() == "released\n", "{finished:?}");
     ensure!(emulators == 1, "{emulators} emulators of a TPM ran");
     bed.nothing_of(&id)
+}
+
+/// The TPM's register, read in the guest, holds what is computed from the image's digest alone; and evidence that the container asks for
+/// carries the image, is bound to the container's own words, answers no broker's challenge, and is believed for no other image.
+fn the_evidence_says_which_image_runs(bed: &Bed, id: &str, manifest: &str) -> Result<()> {
+    let exec = |name: &str, args: &[&str]| -> Result<String> {
+        Ok(bed.ctr().exec(id, name, &[], args, b"")?.succeeded()?.text().trim().to_owned())
+    };
+    let event = hex::decode(manifest.trim_start_matches("sha256:"))?;
+    let wanted = hex::encode(Sha256::new().chain_update([0; 32]).chain_update(event).finalize());
+    let found = exec("pcr", &["cat", "/sys/class/tpm/tpm0/pcr-sha256/13"])?.to_lowercase();
+    ensure!(found == wanted, "PCR 13 is {found}, not {wanted}");
+
+    let url = "http://127.0.0.1:8006/aa/evidence?runtime_data=hello";
+    let (mut evidence, file): (Value, _) =
+        (serde_json::from_str(&exec("evidence", &["busybox", "wget", "-qO-", url])?)?, bed.base().join("evidence.json"));
+    let bound = hex::encode(Sha384::digest(b"cloister workload evidence\0hello"));
+    let verdict = |evidence: &Value| -> Result<Value> {
+        fs::write(&file, evidence.to_string())?;
+        let mut verify = Command::new(place::ours("cloister")?);
+        verify.arg("verify").arg(&file).args(["--json", "--report-data", &bound]);
+        Ok(serde_json::from_slice(&command::run(&mut verify, MEASURE)?.stdout)?)
+    };
+    let genuine = verdict(&evidence)?;
+    ensure!(genuine["fresh"] == true && genuine["claims"]["details"]["tpm"]["images"] == json!([manifest]), "{genuine}");
+    let replayed = bed.broker.replay("tpm", &evidence)?;
+    ensure!(replayed.starts_with("HTTP/1.1 401") && replayed.contains("made for another challenge or key"), "{replayed}");
+    evidence["images"] = json!([format!("sha256:{}", "11".repeat(32))]);
+    let other = verdict(&evidence)?;
+    ensure!(other["genuine"] == false && other["reason"].as_str().context("a reason")?.contains("PCR 13"), "{other}");
+    Ok(())
 }
 
 /// Runs a guest of `changed`, which is refused the key of the unchanged one for the measurement that was predicted for it.

@@ -204,3 +204,31 @@ async fn a_broker_that_is_not_there_is_named() {
         assert!(matches!(BrokerClient::new(http.clone(), bad, attester.clone(), None), Err(ClientError::Url { .. })), "{bad}");
     }
 }
+
+/// A TEE whose register is out of order.
+struct Broken;
+
+impl Attester for Broken {
+    fn tee(&self) -> Tee {
+        Tee::Tpm
+    }
+
+    fn evidence(&self, _: &report_data::ReportData) -> Result<serde_json::Value, EvidenceError> {
+        Err(EvidenceError::Collect { tee: Tee::Tpm, reason: "broken".into() })
+    }
+
+    fn measure(&self, _: &Manifest) -> Result<(), EvidenceError> {
+        Err(EvidenceError::Measure { tee: Tee::Tpm, reason: "broken".into() })
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_measured_is_refused() {
+    let client = |attester| {
+        let http = HttpClient::new(Arc::new(TcpDialer), None).unwrap();
+        BrokerClient::new(http, "http://127.0.0.1:1", attester, None).unwrap()
+    };
+    client(Arc::new(SampleAttester::new(vec![], vec![]))).measure([1; 32]).await.unwrap();
+    let error = client(Arc::new(Broken)).measure([1; 32]).await.unwrap_err().to_string();
+    assert!(error.contains("cannot be measured, and so does not run: broken"), "{error}");
+}

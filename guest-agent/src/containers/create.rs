@@ -126,6 +126,11 @@ impl Containers {
                 Ok((place, id))
             })?,
         };
+        // The policy lets it run, and nothing of it has run yet: what the host is refused is not in the evidence, and nothing else is missing.
+        // Without a broker there is no evidence either.
+        if let Some(broker) = sandbox.broker() {
+            broker.measure(*image.manifest.as_bytes()).await?;
+        }
         let known = image.signed || sandbox.policy().names_images();
         let secrets = Opened::of(&derived.env, sandbox.broker(), known).await?;
         let cgroup = Cgroup::of(&workspace.name);

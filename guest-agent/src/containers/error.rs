@@ -4,6 +4,7 @@ use super::{
     cgroup::CgroupError, derive::DeriveError, host_spec::SpecError, launch::LaunchError, overlay::OverlayError, streams::StreamsError,
 };
 use crate::{boot::modules::ModuleError, pull::PullError, scratch::ScratchError, secrets::SecretError};
+use attestation::EvidenceError;
 use policy::Denial;
 use std::io;
 use thiserror::Error;
@@ -37,6 +38,9 @@ pub enum ContainerError {
     /// The host's spec.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// The image's measurement.
+    #[error(transparent)]
+    Measure(#[from] EvidenceError),
     /// The image and the command line.
     #[error(transparent)]
     Derive(#[from] DeriveError),

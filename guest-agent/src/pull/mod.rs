@@ -32,6 +32,8 @@ use std::{path::PathBuf, sync::Arc};
 pub struct PulledImage {
     /// What it is called, and the digests of its manifest and of the index above it.
     pub identity: policy::Image,
+    /// Of the manifest that led to the layers.
+    pub manifest: Digest,
     /// Whether the owner demands that it be signed; then it is.
     pub signed: bool,
     /// Directories of its layers, the lowest first.
@@ -126,10 +128,10 @@ impl Puller {
 
     /// Fetches, decrypts and unpacks the layers that are not here yet.
     pub async fn fetch(&self, image: Resolved, scratch: &Scratch, stages: &mut Stages) -> Result<PulledImage, PullError> {
-        let (identity, signed) = (image.identity(), image.signed);
+        let (identity, manifest, signed) = (image.identity(), image.digest, image.signed);
         let keys = keys::layer_keys(&image.plans, &self.access, stages).await?;
         let layers = self.store.unpack(&image.source, image.plans, keys, scratch, stages).await?;
-        Ok(PulledImage { identity, signed, layers, process: image.process })
+        Ok(PulledImage { identity, manifest, signed, layers, process: image.process })
     }
 }
 
