@@ -190,11 +190,15 @@ impl Bed {
 
     /// Encrypts an image so that its key goes to the working guest with `initdata`.
     pub fn encrypt(&self, image: &Image, name: &str, initdata: &Initdata) -> Result<Layout> {
-        let layout = self.layout(image, name)?;
+        self.encrypt_layout(&self.layout(image, name)?, name, initdata)
+    }
+
+    /// The same with a layout.
+    pub fn encrypt_layout(&self, layout: &Layout, name: &str, initdata: &Initdata) -> Result<Layout> {
         let file = self.base.join("images").join(format!("{name}.initdata"));
         fs::write(&file, &initdata.text)?;
         let release = Release { key: &format!("kbs:///tests/image/{name}"), initdata: &file, tee: "sample", launch_measurement: None };
-        self.broker.encrypt(&layout, "1", &release)
+        self.broker.encrypt(layout, "1", &release)
     }
 
     /// Encrypts, pushes and pulls an image; returns its reference.

@@ -15,7 +15,16 @@ pub fn stage(line: &str) -> Option<(String, Duration)> {
     Some((field("stage")?, Duration::from_micros(field("micros")?.parse().ok()?)))
 }
 
+/// What the way of the layers took, from the first byte that was asked for to the last file.
+pub fn unpacking(log: &[String]) -> Duration {
+    sum(log, &["fetch", "unpack"])
+}
+
 /// What the image itself cost a container, out of the lines of its log.
 pub fn of_image(log: &[String]) -> Duration {
-    log.iter().filter_map(|line| stage(line)).filter(|(name, _)| OF_IMAGE.contains(&name.as_str())).map(|(_, time)| time).sum()
+    sum(log, &OF_IMAGE)
+}
+
+fn sum(log: &[String], names: &[&str]) -> Duration {
+    log.iter().filter_map(|line| stage(line)).filter(|(name, _)| names.contains(&name.as_str())).map(|(_, time)| time).sum()
 }

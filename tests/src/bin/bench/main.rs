@@ -13,6 +13,7 @@ mod line;
 mod pod;
 mod report;
 mod shim;
+mod unpack;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -53,6 +54,7 @@ fn measure() -> Result<()> {
     }
     let bed = Bed::start(&Setup { name: "bench", containerd: place::CONTAINERD_DEFAULT })?;
     let result = run_rounds(&bed, rounds, &mut report)
+        .and_then(|()| unpack::measure(&bed, rounds, &mut report))
         .and_then(|()| line::measure(&bed, rounds, &mut report))
         .and_then(|()| pod::measure(&bed, &mut report));
     let ended = bed.end();
