@@ -1,5 +1,9 @@
 //! A sandbox: one VM with its vsock, its courier and the connection to its agent, started and ended as one.
 
+mod place;
+
+pub use place::{Configure, Configuring};
+
 use crate::{
     config::{Config, ConfigError},
     courier::Courier,
@@ -8,12 +12,13 @@ use crate::{
     record::{self, Record, RecordError},
     tee::{self, Machine, Request, TeeError},
     vmm::{
-        self, Cmdline, Command, Disk, Launch, Launcher, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
+        self, Cmdline, Disk, Launch, MissingError, Process, Qemu, QemuVersion, SpawnError, VmExit, Vmm,
         accelerator::{self, NoKvm},
         shared::SharedError,
     },
     vsock::{Vsock, VsockListener, VsockStream},
 };
+use place::Place;
 use protobuf::MessageField;
 use protocol::{
     api, console, guest_port, host_port,
@@ -24,11 +29,10 @@ use protocol::{
 };
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -75,31 +79,6 @@ pub struct SandboxSpec {
     pub memory_mib: Option<u32>,
     /// Disks of the host's; a guest gets none later.
     pub disks: Vec<Disk>,
-}
-
-/// Configures the network namespace of a process, told by its id; the error is one line.
-#[derive(Clone)]
-pub struct Configure(Arc<dyn Fn(u32) -> Configuring + Send + Sync>);
-
-/// The work of a [`Configure`].
-pub type Configuring = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
-
-impl Configure {
-    /// What `work` does.
-    pub fn new(work: impl Fn(u32) -> Configuring + Send + Sync + 'static) -> Self {
-        Self(Arc::new(work))
-    }
-
-    /// Does it for the process `pid`.
-    pub fn run(&self, pid: u32) -> Configuring {
-        (self.0)(pid)
-    }
-}
-
-impl std::fmt::Debug for Configure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Configure")
-    }
 }
 
 /// Why a sandbox did not start.
@@ -448,36 +427,6 @@ impl Sandbox {
         // Sockets in the pod's namespace would keep it alive.
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         remove_blocking(self.state_dir.clone(), self.id.clone()).await
-    }
-}
-
-/// Where the VM's process is to be: always in the container's network namespace, where hooks, CNI and whoever inspects a container look
-/// for it by its process id.
-enum Place {
-    /// The pod's namespace, or none.
-    In(Option<File>),
-    /// A fresh one, configured, with a process in it that becomes the VM.
-    Kept(Launcher),
-}
-
-impl Place {
-    async fn take(id: &str, spec: &SandboxSpec, record: &mut Record) -> Result<Self, SandboxError> {
-        let Some(configure) = spec.configure.as_ref().filter(|_| spec.netns.is_none()) else {
-            let open = |netns: &PathBuf| File::open(netns).map_err(|source| NetworkError::Namespace { netns: netns.clone(), source });
-            return Ok(Self::In(spec.netns.as_ref().map(open).transpose()?));
-        };
-        let program = std::env::current_exe().map_err(|source| SpawnError::Spawn { program: "/proc/self/exe".into(), source })?;
-        let launcher = Launcher::start(id, &program).await?;
-        record.note_vmm(launcher.pid())?;
-        configure.run(launcher.pid()).await.map_err(SandboxError::Configure)?;
-        Ok(Self::Kept(launcher))
-    }
-
-    fn launch(self, id: &str, command: Command) -> Result<Process, SpawnError> {
-        match self {
-            Self::In(netns) => Process::spawn_in(id, command, netns),
-            Self::Kept(launcher) => launcher.launch(&command),
-        }
     }
 }
 

@@ -121,19 +121,19 @@ fn a_restricted_process_is_as_restricted_as_asked(bed: &Bed, pod: &Pod<'_>) -> R
 
 fn a_file_system_is_as_asked(_: &Bed, pod: &Pod<'_>) -> Result<()> {
     let script = "touch /x 2>/dev/null || echo read-only; cat /run/of-the-image; cat /proc/timer_list | wc -c; \
-        echo 1 2>/dev/null > /proc/sys/kernel/shmmni || echo read-only; ls /sys/firmware | wc -l; touch /work/x && echo writable; \
-        grep -E ' (/work|/dev/shm|/dev/mqueue|/sys/fs/cgroup|/sys) ' /proc/mounts | cut -d' ' -f2-4; stat -c %a /work";
+        echo 1 2>/dev/null > /proc/sys/kernel/shmmni || echo read-only; ls /sys/firmware | wc -l; touch /space/x && echo writable; \
+        grep -E ' (/space|/dev/shm|/dev/mqueue|/sys/fs/cgroup|/sys) ' /proc/mounts | cut -d' ' -f2-4; stat -c %a /space";
     let mut spec = pod.spec(script);
     spec["root"]["readonly"] = json!(true);
     let mounts = spec["mounts"].as_array_mut().context("mounts")?;
     mounts.push(json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=131072k"]}));
-    mounts.push(json!({"destination": "/work", "type": "tmpfs", "source": "tmpfs", "options": ["rprivate", "noexec", "size=1m", "mode=1770", "uid=7"]}));
+    mounts.push(json!({"destination": "/space", "type": "tmpfs", "source": "tmpfs", "options": ["rprivate", "noexec", "size=1m", "mode=1770", "uid=7"]}));
     let finished = pod.run("files", &spec)?;
     let text = finished.text();
     ensure!(text.starts_with("read-only\nhere\n0\nread-only\n0\nwritable\n"), "{finished:?}");
     for line in [
         "/dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=131072k",
-        "/work tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k,mode=1770,uid=7",
+        "/space tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k,mode=1770,uid=7",
         "/dev/mqueue mqueue rw,",
         "/sys/fs/cgroup cgroup2 ro,",
         "/sys sysfs ro,",
