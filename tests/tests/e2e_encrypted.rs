@@ -17,7 +17,7 @@ use tests::ctr::{BOOT, Run};
 use tests::oci::Image;
 use tests::pod::Pod;
 use tests::search::search;
-use tests::{command, place, runner, tests};
+use tests::{command, place, runner, scratch_file, tests};
 
 fn main() -> ExitCode {
     runner::main(
@@ -64,7 +64,11 @@ fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Resul
     let run = Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() };
     let running = bed.ctr().start(&run)?;
     running.wait_output(BOOT)?;
-    let found = search(&[bed.base()], secret.as_bytes())?;
+    // Other VMs run beside this one.
+    let scratch = scratch_file::all(&bed.configuration.scratch)?;
+    ensure!(!scratch.is_empty(), "no VM has a scratch file in {}", bed.configuration.scratch.display());
+    let places: Vec<&Path> = [bed.base()].into_iter().chain(scratch.iter().map(PathBuf::as_path)).collect();
+    let found = search(&places, secret.as_bytes())?;
     bed.ctr().call(&["task", "kill", "--signal", "SIGKILL", &id])?.succeeded()?;
     let finished = running.finish(BOOT)?;
     ensure!(found.files.is_empty(), "the secret is in {:?}", found.files);
@@ -264,7 +268,10 @@ fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Resu
     let cached = bind(&cache, "/cache", &["rw"]);
     let valid = [bind(&good, "/etc/conf", &["ro"]), cached.clone()];
     let early = pod.run("early", &with(SCRIPT, &valid)?)?;
-    ensure!(!early.status.success() && early.stdout.is_empty() && early.stderr.contains("sealed secret: kbs:///tests/keys/owner"), "{early:?}");
+    ensure!(
+        !early.status.success() && early.stdout.is_empty() && early.stderr.contains("sealed secret: kbs:///tests/keys/owner"),
+        "{early:?}"
+    );
     for (resource, file) in &sealed.resources {
         bed.broker.put(resource, file, &initdata)?;
     }

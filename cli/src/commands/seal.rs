@@ -94,7 +94,8 @@ mod tests {
             let (key, begin) = (path(sign), ["seal", "--signer", "kbs:///a/keys/k", "--sign-key"]);
             seal(&Seal::parse_from(begin.into_iter().chain([key.as_str()]).chain(what.iter().copied())).args)
         };
-        let envelope = |sign: &str, key: &str| sealed(sign, &["envelope", &path("secret"), "--key", &path(key), "--key-id", "kbs:///a/keys/w"]);
+        let envelope =
+            |sign: &str, key: &str| sealed(sign, &["envelope", &path("secret"), "--key", &path(key), "--key-id", "kbs:///a/keys/w"]);
         for text in [sealed("k", &["vault", "kbs:///a/secret/db"]).unwrap(), envelope("k", "wrap").unwrap()] {
             assert!(text.starts_with("sealed.") && text.matches('.').count() == 3 && !text.contains("hunter2"), "{text}");
         }
