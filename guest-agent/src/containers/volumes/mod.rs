@@ -91,14 +91,12 @@ enum Source {
     Copy(tokio::sync::Mutex<Option<Copied>>),
     /// An empty directory.
     Empty(PathBuf),
-    /// A part of one.
+    /// A part of one, or of a directory of the host's.
     Part(Part),
     /// The image's own.
     Image,
     /// A disk, by its serial.
     Disk(String),
-    /// A part of a directory of the host's.
-    Shared(PathBuf),
 }
 
 /// What a bind mount of the host's spec becomes.
@@ -147,7 +145,8 @@ impl Volumes {
                 (true, VolumeKind::DISK) => Source::Disk(volume.name.clone()),
                 (true, VolumeKind::SHARED) => {
                     let failed = ContainerError::io(format!("directory of the host at {}", volume.destination));
-                    Source::Shared(shared::place(volume).map_err(failed)?)
+                    let number = self.next.fetch_add(1, Ordering::Relaxed);
+                    Source::Part(shared::part(volume, number).map_err(failed)?)
                 }
                 (true, VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY) => {
                     let whole = self.empty_directory(volume, home)?;
@@ -156,7 +155,7 @@ impl Volumes {
                         path => {
                             let failed = ContainerError::io(format!("part {path} of the empty directory at {}", volume.destination));
                             let number = self.next.fetch_add(1, Ordering::Relaxed);
-                            Source::Part(Part::bind(&whole, volume, number).map_err(failed)?)
+                            Source::Part(Part::of_empty(&whole, volume, number).map_err(failed)?)
                         }
                     }
                 }
@@ -237,7 +236,7 @@ impl Prepared {
         let bind = match &volume.source {
             // A disk is a device node, and no mount.
             Source::LeftOut | Source::Disk(_) => Bind::Nothing,
-            Source::Empty(path) | Source::Shared(path) => Bind::Path(path.clone()),
+            Source::Empty(path) => Bind::Path(path.clone()),
             Source::Part(part) => Bind::Path(part.place().to_owned()),
             Source::Image => Bind::Image,
             Source::Copy(copied) => match copied.try_lock() {
@@ -274,7 +273,7 @@ impl Prepared {
                     wanted.copied.extend(copy.clone());
                     held.push(copy);
                 }
-                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Shared(_) | Source::Part(_) => {}
+                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Part(_) => {}
             }
         }
         let (decided, place) = decide(&wanted)?;
@@ -302,7 +301,7 @@ impl Prepared {
             let Some(rest) = Path::new(path).strip_prefix(&volume.destination).ok() else { continue };
             let place = match &volume.source {
                 Source::Copy(_) => self.place(number),
-                Source::Empty(path) | Source::Shared(path) => path.clone(),
+                Source::Empty(path) => path.clone(),
                 Source::Part(part) => part.place().to_owned(),
                 Source::LeftOut | Source::Image | Source::Disk(_) => continue,
             };
