@@ -3,7 +3,8 @@
 
 TARGET  := target/x86_64-unknown-linux-gnu/release
 KERNEL  := build/deps/kernel
-FIRMWARE := build/deps/firmware/usr/share/ovmf/OVMF.fd build/deps/firmware-amdsev/usr/share/ovmf/OVMF.amdsev.fd
+# The second is there if it is the pinned one (scripts/setup).
+FIRMWARE = build/deps/firmware/usr/share/ovmf/OVMF.fd $(wildcard build/deps/firmware-amdsev/usr/share/ovmf/OVMF.amdsev.fd)
 GUEST   := build/guest
 PREFIX  := /usr/local
 comma   := ,

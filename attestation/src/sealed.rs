@@ -14,6 +14,12 @@
 //!
 //! Of an envelope the data are encrypted (AES-256-GCM) to a key that travels with them, wrapped (AES-256-GCM, IV in the annotations) by the
 //! key `key_id`.
+//!
+//! [`unseal`] is the guest's side, [`Owner`] the owner's.
+
+mod seal;
+
+pub use seal::{Owner, SealError};
 
 use crate::{
     encoding::{from_standard, from_url},

@@ -45,6 +45,7 @@ enum Command {
     #[command(subcommand)]
     Broker(commands::broker::Broker),
     Verify(commands::verify::Args),
+    Seal(commands::seal::Args),
     /// Serve containerd as a remote snapshotter that unpacks nothing on the host
     Snapshotter(commands::snapshotter::Args),
     /// Make and inspect initdata: the owner's configuration, whose digest is attested
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         Command::Image(command) => commands::image::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Broker(command) => commands::broker::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Seal(args) => commands::seal::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Snapshotter(args) => commands::snapshotter::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Initdata(command) => commands::initdata::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Policy(command) => commands::policy::run(&command),

@@ -54,7 +54,7 @@ pub enum ConfigError {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// One folder per sandbox below it: record, sockets, scratch file.
+    /// One folder per sandbox below it: record and sockets.
     pub state_dir: PathBuf,
     /// Which enclave.
     pub tee: Tee,
@@ -104,6 +104,8 @@ pub struct Guest {
     pub vcpus: u32,
     /// Memory in MiB, 128 to 1 TiB, unless the pod's limits say more.
     pub memory_mib: u32,
+    /// Where scratch files are, which have no names. A disk: what the guest cannot keep in its memory goes there.
+    pub scratch_dir: PathBuf,
     /// Size of the sparse scratch file in MiB; 0 is no disk: everything in memory.
     pub scratch_mib: u64,
     /// Directories of the host's that containers may mount as they are, at most 8; only where there is no enclave.
@@ -186,6 +188,7 @@ impl Default for Guest {
             initramfs: "/usr/lib/cloister/initramfs.cpio".into(),
             vcpus: 1,
             memory_mib: 512,
+            scratch_dir: "/var/lib/cloister/scratch".into(),
             scratch_mib: 10 << 10,
             shared: Vec::new(),
             cmdline_extra: String::new(),
@@ -235,6 +238,7 @@ impl Config {
         bound(self.state_dir.is_absolute(), "state_dir", "an absolute path")?;
         bound((1..=256).contains(&self.guest.vcpus), "guest.vcpus", "1 to 256")?;
         bound((128..=1 << 20).contains(&self.guest.memory_mib), "guest.memory_mib", "128 to 1048576 (1 TiB)")?;
+        bound(self.guest.scratch_dir.is_absolute(), "guest.scratch_dir", "an absolute path")?;
         let scratch = self.guest.scratch_mib;
         bound(scratch == 0 || (64..=1 << 20).contains(&scratch), "guest.scratch_mib", "0, or 64 to 1048576 (1 TiB)")?;
         bound(self.courier.cache_dir.is_absolute(), "courier.cache_dir", "an absolute path")?;

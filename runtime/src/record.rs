@@ -65,6 +65,9 @@ pub struct ProcessId {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Contents {
+    /// Which boot of the host: processes are counted from zero in the next, and a stranger's could have the numbers of one here.
+    #[serde(default)]
+    boot: Option<String>,
     /// The process that made the sandbox: without it nobody tends to the VM.
     #[serde(default)]
     owner: Option<ProcessId>,
@@ -109,7 +112,7 @@ impl Record {
         }
         let own = std::process::id();
         let owner = start_time(own).map(|start_time| ProcessId { pid: own, start_time });
-        let record = Self { dir, contents: Contents { owner, ..Contents::default() } };
+        let record = Self { dir, contents: Contents { boot: boot(), owner, ..Contents::default() } };
         // On a full disk there is room for the folder, and none for what is in it.
         record.write().inspect_err(|_| drop(fs::remove_dir_all(&record.dir)))?;
         Ok(record)
@@ -199,10 +202,20 @@ fn folder(state_dir: &Path, id: &str) -> PathBuf {
 fn read(path: &Path) -> Contents {
     let small = fs::metadata(path).is_ok_and(|m| m.len() <= MAX_SIZE);
     let contents = small.then(|| fs::read(path).ok()).flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    contents.unwrap_or_else(|| {
+    let contents: Contents = contents.unwrap_or_else(|| {
         log::warn!(path = path.display().to_string(); "no readable record");
         Contents::default()
-    })
+    });
+    match contents.boot.is_some() && contents.boot != boot() {
+        // Its processes and namespaces ended with the host.
+        true => Contents { boot: contents.boot, owner: Some(ProcessId { pid: 0, start_time: 0 }), ..Contents::default() },
+        false => contents,
+    }
+}
+
+/// Of this boot of the host (Documentation/admin-guide/sysctl/kernel.rst, `random/boot_id`).
+fn boot() -> Option<String> {
+    Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
 }
 
 fn start_time(pid: u32) -> Option<u64> {
@@ -289,6 +302,21 @@ mod tests {
         fs::create_dir(folder(&state, "just-begun")).unwrap();
         assert_eq!(remove_orphans(&state), ["theirs"]);
         assert!(["ours", "unknown", "just-begun"].iter().all(|id| exists(&state, id)) && !exists(&state, "theirs"));
+        fs::remove_dir_all(&state).unwrap();
+    }
+
+    #[test]
+    fn what_an_earlier_boot_noted_is_swept_and_no_stranger_is_killed() {
+        let state = place("boot");
+        let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut record = Record::create(&state, "a").unwrap();
+        record.contents.boot = Some("11111111-2222-3333-4444-555555555555".into());
+        record.note_vmm(stranger.id()).unwrap();
+        record.note_helper(stranger.id()).unwrap();
+        assert_eq!(remove_orphans(&state), ["a"]);
+        assert!(!exists(&state, "a") && stranger.try_wait().unwrap().is_none());
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
         fs::remove_dir_all(&state).unwrap();
     }
 

@@ -1,6 +1,7 @@
 //! A sandbox: one VM with its vsock, its courier and the connection to its agent, started and ended as one.
 
 mod place;
+mod scratch;
 
 pub use place::{Configure, Configuring};
 
@@ -29,9 +30,7 @@ use protocol::{
 };
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -106,10 +105,10 @@ pub enum SandboxError {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// The scratch file.
-    #[error("scratch file {path}: {source}")]
+    #[error("scratch file in {dir} (guest.scratch_dir): {source}")]
     Scratch {
-        /// The file.
-        path: PathBuf,
+        /// Where it was to be.
+        dir: PathBuf,
         /// The cause.
         source: io::Error,
     },
@@ -223,7 +222,7 @@ impl Sandbox {
         let (platform, helpers) = prepare_tee(config, &qemu, &request)?;
         let (shared, servers) = vmm::shared::serve(config.vmm.virtiofsd.as_deref(), &config.guest.shared, record.dir())?;
         let kernel = tee::kernel(config, platform.shape.machine)?;
-        let scratch = make_scratch(record.dir(), config.guest.scratch_mib)?;
+        let scratch = scratch::make(&config.guest.scratch_dir, config.guest.scratch_mib)?;
         let (vsock, device) = Vsock::for_vm(record.dir()).map_err(vsock_error)?;
         let mut console = vsock.listen(host_port::CONSOLE).map_err(vsock_error)?;
         let requests = vsock.listen(host_port::COURIER).map_err(vsock_error)?;
@@ -492,17 +491,6 @@ async fn died_or(id: &str, process: &Process, error: SandboxError) -> SandboxErr
         Ok(exit) => SandboxError::Died { id: id.to_owned(), exit },
         Err(_) => error,
     }
-}
-
-/// A sparse file: it takes on disk what the guest writes. Ciphertext only; the key never leaves the guest.
-fn make_scratch(dir: &Path, size_mib: u64) -> Result<Option<PathBuf>, SandboxError> {
-    if size_mib == 0 {
-        return Ok(None);
-    }
-    let path = dir.join("scratch.img");
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|file| file.set_len(size_mib << 20));
-    made.map_err(|source| SandboxError::Scratch { path: path.clone(), source })?;
-    Ok(Some(path))
 }
 
 /// The development stand-in of the launch measurement, from the manifest that the builder put beside the initramfs. Without one the

@@ -30,6 +30,8 @@ pub struct Configuration {
     pub shared: Vec<PathBuf>,
     /// `[guest] cmdline_extra`.
     pub cmdline_extra: String,
+    /// `[guest] scratch_dir`.
+    pub scratch: PathBuf,
     /// `[guest] scratch_mib`.
     pub scratch_mib: u32,
     /// `[vmm] qemu`.
@@ -49,6 +51,7 @@ impl Configuration {
         Ok(Self {
             tee: "none",
             cache: state.with_file_name("blobs"),
+            scratch: state.with_file_name("scratch"),
             state,
             kernel: guest.join("vmlinux"),
             efi_kernel: guest.join("vmlinuz"),
@@ -66,12 +69,13 @@ impl Configuration {
     pub fn text(&self) -> String {
         let list = self.authorities.iter().map(|authority| format!("{authority:?}")).collect::<Vec<_>>().join(", ");
         format!(
-            "state_dir = {:?}\ntee = {:?}\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\nefi_kernel = {:?}\nshared = {:?}\ncmdline_extra = {:?}\n\n[vmm]\nqemu = {:?}\nfirmware = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\ncache_dir = {:?}\n",
+            "state_dir = {:?}\ntee = {:?}\n\n[guest]\nkernel = {:?}\ninitramfs = {:?}\nscratch_mib = {}\nscratch_dir = {:?}\nefi_kernel = {:?}\nshared = {:?}\ncmdline_extra = {:?}\n\n[vmm]\nqemu = {:?}\nfirmware = {:?}\n\n[courier]\nplain_http = [{list}]\nallow = [{list}]\ncache_dir = {:?}\n",
             self.state,
             self.tee,
             self.kernel,
             self.initramfs,
             self.scratch_mib,
+            self.scratch,
             self.efi_kernel,
             self.shared,
             self.cmdline_extra,

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
+use crate::leaks;
+
 /// Bytes of a block of the guest's file system.
 pub const BLOCK: u64 = 4096;
 
@@ -24,10 +26,9 @@ pub struct ScratchFile {
 pub type Blocks = BTreeMap<u64, Vec<u8>>;
 
 impl ScratchFile {
-    /// The only one below the shims' state directory.
-    pub fn find(state: &Path) -> Result<Self> {
-        let mut found = Vec::new();
-        walk(state, &mut found)?;
+    /// The only one of `directory`.
+    pub fn find(directory: &Path) -> Result<Self> {
+        let mut found = all(directory)?;
         ensure!(found.len() == 1, "want one running VM with scratch, there are {found:?}");
         let path = found.remove(0);
         let file = File::options().read(true).write(true).open(&path)?;
@@ -71,16 +72,21 @@ pub fn longest_change(before: &Blocks, after: &Blocks) -> Range<u64> {
     longest
 }
 
-fn walk(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            walk(&entry.path(), found)?;
-        } else if entry.file_name() == "scratch.img" {
-            found.push(entry.path());
+/// Those of every running VM whose scratch files are in `directory`. They have no names there: what QEMU has open is named by its descriptor.
+pub fn all(directory: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut paths) = (Vec::new(), Vec::new());
+    for (pid, _) in leaks::pids_with("qemu-system-x86_64") {
+        // Gone meanwhile: it has none.
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            let again = found.iter().any(|(one, known)| *one == pid && *known == target);
+            if target.starts_with(directory) && target.to_string_lossy().ends_with(" (deleted)") && !again {
+                found.push((pid, target));
+                paths.push(entry.path());
+            }
         }
     }
-    Ok(())
+    Ok(paths)
 }
 
 #[cfg(test)]

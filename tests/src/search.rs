@@ -6,7 +6,6 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -30,13 +29,14 @@ pub struct Found {
     pub bytes: u64,
 }
 
-/// Searches every regular file below `directories`.
-pub fn search(directories: &[&Path], secret: &[u8]) -> Result<Found> {
+/// Searches every regular file below `places`, each a directory or a file.
+pub fn search(places: &[&Path], secret: &[u8]) -> Result<Found> {
     ensure!(secret.len() >= SHORTEST_SECRET, "a secret of {} bytes would be found by chance", secret.len());
     let forms = [secret.to_vec(), inner_base64(secret), hex::encode(secret).into_bytes()];
     let mut found = Found::default();
-    for directory in directories {
-        walk(directory, &forms, &mut found).with_context(|| format!("searching {}", directory.display()))?;
+    for place in places {
+        let looked = if place.is_dir() { walk(place, &forms, &mut found) } else { look(place, &forms, &mut found) };
+        looked.with_context(|| format!("searching {}", place.display()))?;
     }
     Ok(found)
 }
@@ -55,13 +55,19 @@ fn walk(directory: &Path, forms: &[Vec<u8>], found: &mut Found) -> Result<()> {
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if metadata.is_dir() {
             walk(&path, forms, found)?;
-        } else if metadata.is_file() && !metadata.file_type().is_socket() {
-            let Ok(mut file) = File::open(&path) else { continue };
-            found.searched += 1;
-            if in_data(&mut file, metadata.size(), forms, &mut found.bytes)? || in_gzip(&mut file, forms)? {
-                found.files.push(path);
-            }
+        } else if metadata.is_file() {
+            look(&path, forms, found)?;
         }
+    }
+    Ok(())
+}
+
+fn look(path: &Path, forms: &[Vec<u8>], found: &mut Found) -> Result<()> {
+    let Ok(mut file) = File::open(path) else { return Ok(()) };
+    found.searched += 1;
+    let size = file.metadata()?.len();
+    if in_data(&mut file, size, forms, &mut found.bytes)? || in_gzip(&mut file, forms)? {
+        found.files.push(path.to_owned());
     }
     Ok(())
 }

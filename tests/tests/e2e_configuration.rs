@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             an_image_larger_than_the_scratch_disk,
             an_agent_that_is_not_heard_of,
             a_full_disk_at_every_file,
+            a_disk_that_fills_under_a_running_container,
             a_shared_directory_is_seen_as_it_is,
         ],
     )
@@ -135,6 +136,28 @@ fn a_full_disk_at_every_file(bed: &Bed) -> Result<()> {
         None => bail!("it never ran, with room for {MOST_FILES} files"),
     }
     ensure!(refusals >= 3, "only {refusals} places where the disk was full");
+    Ok(())
+}
+
+/// The guest has less disk than it was promised: the container has an error and goes on, and the machine does not stand still.
+fn a_disk_that_fills_under_a_running_container(bed: &Bed) -> Result<()> {
+    let reference =
+        bed.plain(&Image::busybox("dd if=/dev/zero of=/data bs=1M count=128 conv=fsync && echo written; echo alive")?, "fills")?;
+    let disk = bed.base().join("small");
+    fs::create_dir_all(&disk)?;
+    mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=48m"))?;
+    Configuration { scratch: disk.clone(), ..bed.configuration.clone() }.write(&bed.configuration_file())?;
+    let id = bed.id("fills");
+    let finished = bed.ctr().run(&Run { image: &reference, id: &id, ..Run::default() });
+    let clean = bed.nothing_of(&id);
+    bed.configuration.write(&bed.configuration_file())?;
+    umount2(&disk, MntFlags::MNT_DETACH)?;
+    fs::remove_dir(&disk)?;
+    let finished = finished?;
+    clean?;
+    ensure!(finished.code() == Some(0) && finished.text() == "alive\n", "{finished:?}");
+    ensure!(finished.stderr.contains("error"), "{finished:?}");
+    println!("  {}", finished.stderr.trim_end());
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use tests::ctr::{BOOT, Run};
 use tests::oci::Image;
 use tests::pod::Pod;
 use tests::search::search;
-use tests::{command, place, runner, tests};
+use tests::{command, place, runner, scratch_file, tests};
 
 fn main() -> ExitCode {
     runner::main(
@@ -64,7 +64,11 @@ fn an_encrypted_image_runs_and_the_host_stores_nothing_of_it(bed: &Bed) -> Resul
     let run = Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() };
     let running = bed.ctr().start(&run)?;
     running.wait_output(BOOT)?;
-    let found = search(&[bed.base()], secret.as_bytes())?;
+    // Other VMs run beside this one.
+    let scratch = scratch_file::all(&bed.configuration.scratch)?;
+    ensure!(!scratch.is_empty(), "no VM has a scratch file in {}", bed.configuration.scratch.display());
+    let places: Vec<&Path> = [bed.base()].into_iter().chain(scratch.iter().map(PathBuf::as_path)).collect();
+    let found = search(&places, secret.as_bytes())?;
     bed.ctr().call(&["task", "kill", "--signal", "SIGKILL", &id])?.succeeded()?;
     let finished = running.finish(BOOT)?;
     ensure!(found.files.is_empty(), "the secret is in {:?}", found.files);
@@ -164,20 +168,66 @@ fn the_policy_decides_on_exec_and_overrides(bed: &Bed) -> Result<()> {
 }
 
 /// What the container of the manifest does. Its standard input is there because ctr always connects one.
-const SCRIPT: &str = "cat /etc/conf/key; touch /cache/x && echo writable; touch /etc/conf/y 2>/dev/null || echo read-only";
+const SCRIPT: &str = "cat /etc/conf/key; touch /cache/x && echo writable; touch /etc/conf/y 2>/dev/null || echo read-only; \
+    echo $PASSWORD; cat /etc/db/token";
 
-/// Written from a manifest, with the content of its ConfigMap; in one VM: what the manifest says runs, and nothing else, nor anything else in
-/// its place.
+/// What a script of the manifest says if all is well.
+const SAID: &str = "bound\nwritable\nread-only\nhunter2\nan API token\n";
+
+/// Sealed secrets, a vault's and an envelope, and what a broker has to have for whoever opens them.
+struct Sealed {
+    vault: String,
+    envelope: String,
+    resources: Vec<(&'static str, PathBuf)>,
+}
+
+fn sealed(bed: &Bed) -> Result<Sealed> {
+    let (directory, cloister) = (bed.base().join("sealed"), place::ours("cloister")?);
+    fs::create_dir_all(&directory)?;
+    let path = |name: &str| directory.join(name);
+    tool(&cloister, &["image", "keygen", &path("owner").display().to_string()])?;
+    fs::write(path("password"), "hunter2")?;
+    fs::write(path("token"), "an API token\n")?;
+    fs::write(path("wrap"), [7; 32])?;
+    let seal = |what: &[&str]| -> Result<String> {
+        let mut seal = Command::new(&cloister);
+        seal.args(["seal", "--signer", "kbs:///tests/keys/owner", "--sign-key"]).arg(path("owner.key")).args(what);
+        Ok(command::run(&mut seal, TOOL)?.succeeded()?.text().trim().to_owned())
+    };
+    let (token, wrap) = (path("token").display().to_string(), path("wrap").display().to_string());
+    Ok(Sealed {
+        vault: seal(&["vault", "kbs:///tests/db/password"])?,
+        envelope: seal(&["envelope", &token, "--key", &wrap, "--key-id", "kbs:///tests/keys/wrap"])?,
+        resources: vec![
+            ("kbs:///tests/keys/owner", path("owner.pub")),
+            ("kbs:///tests/keys/wrap", path("wrap")),
+            ("kbs:///tests/db/password", path("password")),
+        ],
+    })
+}
+
+/// Written from a manifest, with the content of its ConfigMap and of its Secret, which is sealed as one of its variables is; in one VM: what
+/// the manifest says runs, and nothing else, nor anything else in its place.
 fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Result<()> {
     let reference = bed.plain(&Image::busybox("sleep 3600")?, "manifest")?;
     let (manifest, policy) = (bed.base().join("pod.yaml"), bed.base().join("pod.policy.toml"));
+    let sealed = sealed(bed)?;
+    let (vault, envelope) = (&sealed.vault, &sealed.envelope);
     let text = format!(
         "kind: ConfigMap\nmetadata: {{name: conf}}\ndata: {{key: \"bound\\n\"}}\n---\n\
+         kind: Secret\nmetadata: {{name: db}}\nstringData: {{token: {envelope}}}\n---\n\
          kind: Pod\nmetadata: {{name: app}}\nspec:\n  automountServiceAccountToken: false\n  containers:\n  - name: app\n    image: {reference}\n\
          \x20   command: [/bin/sh, -c, {SCRIPT:?}]\n    securityContext: {{allowPrivilegeEscalation: false}}\n\
          \x20   stdin: true\n\
-         \x20   volumeMounts: [{{name: conf, mountPath: /etc/conf}}, {{name: cache, mountPath: /cache}}]\n\
-         \x20 volumes: [{{name: conf, configMap: {{name: conf}}}}, {{name: cache, emptyDir: {{}}}}]\n"
+         \x20   env: [{{name: PASSWORD, value: {vault}}}]\n\
+         \x20   volumeMounts:\n\
+         \x20   - {{name: conf, mountPath: /etc/conf}}\n\
+         \x20   - {{name: db, mountPath: /etc/db}}\n\
+         \x20   - {{name: cache, mountPath: /cache}}\n\
+         \x20 volumes:\n\
+         \x20 - {{name: conf, configMap: {{name: conf}}}}\n\
+         \x20 - {{name: db, secret: {{secretName: db}}}}\n\
+         \x20 - {{name: cache, emptyDir: {{}}}}\n"
     );
     fs::write(&manifest, text)?;
     let (cloister, registry) = (place::ours("cloister")?, reference.split('/').next().unwrap_or_default());
@@ -189,15 +239,17 @@ fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Resu
     let volumes = bed.base().join("kubelet/pods/0a1b/volumes");
     let cache = volumes.join("kubernetes.io~empty-dir/cache");
     fs::create_dir_all(&cache)?;
-    let config_map = |name: &str, content: &str| -> Result<PathBuf> {
-        let directory = volumes.join("kubernetes.io~configmap").join(name);
+    let volume = |kind: &str, name: &str, file: &str, content: &str| -> Result<PathBuf> {
+        let directory = volumes.join(kind).join(name);
         fs::create_dir_all(directory.join("..1"))?;
-        fs::write(directory.join("..1/key"), content)?;
+        fs::write(directory.join("..1").join(file), content)?;
         symlink("..1", directory.join("..data"))?;
-        symlink("..data/key", directory.join("key"))?;
+        symlink(Path::new("..data").join(file), directory.join(file))?;
         Ok(directory)
     };
+    let config_map = |name: &str, content: &str| volume("kubernetes.io~configmap", name, "key", content);
     let (good, evil) = (config_map("conf", "bound\n")?, config_map("evil", "other\n")?);
+    let db = volume("kubernetes.io~secret", "db", "token", envelope)?;
 
     let initdata = bed.initdata(&fs::read_to_string(&policy)?);
     let pod = Pod::start(bed, "manifest", &reference, Some(&initdata.annotation()?))?;
@@ -205,18 +257,30 @@ fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Resu
         let options = [&["rbind", "rprivate"], options].concat();
         json!({"destination": destination, "type": "bind", "source": source, "options": options})
     };
-    let with = |script: &str, binds: &[Value]| -> Result<Value> {
+    let with_password = |password: &str, script: &str, binds: &[Value]| -> Result<Value> {
         let mut spec = pod.spec(script);
         spec["mounts"].as_array_mut().context("mounts")?.extend(binds.iter().cloned());
+        spec["mounts"].as_array_mut().context("mounts")?.push(bind(&db, "/etc/db", &["ro"]));
+        spec["process"]["env"].as_array_mut().context("env")?.push(json!(format!("PASSWORD={password}")));
         Ok(spec)
     };
+    let with = |script: &str, binds: &[Value]| with_password(vault, script, binds);
     let cached = bind(&cache, "/cache", &["rw"]);
     let valid = [bind(&good, "/etc/conf", &["ro"]), cached.clone()];
+    let early = pod.run("early", &with(SCRIPT, &valid)?)?;
+    ensure!(
+        !early.status.success() && early.stdout.is_empty() && early.stderr.contains("sealed secret: kbs:///tests/keys/owner"),
+        "{early:?}"
+    );
+    for (resource, file) in &sealed.resources {
+        bed.broker.put(resource, file, &initdata)?;
+    }
     let seen = pod.run("valid", &with(SCRIPT, &valid)?)?;
-    ensure!(seen.text() == "bound\nwritable\nread-only\n", "{seen:?}");
+    ensure!(seen.text() == SAID, "{seen:?}");
     let content = format!("file /etc/conf/key with content {}", tests::oci::digest(b"other\n"));
     for (name, spec, rule) in [
         ("args", with("cat /etc/passwd", &valid)?, "command line"),
+        ("secret", with_password(envelope, SCRIPT, &valid)?, "PASSWORD"),
         ("content", with(SCRIPT, &[bind(&evil, "/etc/conf", &["ro"]), cached.clone()])?, content.as_str()),
         ("place", with(SCRIPT, &[bind(&good, "/etc", &["ro"]), cached.clone()])?, "files at /etc"),
         ("absent", with(SCRIPT, std::slice::from_ref(&cached))?, "/etc/conf"),
@@ -229,7 +293,7 @@ fn a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else(bed: &Bed) -> Resu
         println!("  {name}: {}", refused.stderr.trim_end());
     }
     let again = pod.run("again", &with(SCRIPT, &valid)?)?;
-    ensure!(again.text() == "bound\nwritable\nread-only\n", "a refusal took the place of what may run: {again:?}");
+    ensure!(again.text() == SAID, "a refusal took the place of what may run: {again:?}");
     pod.end()
 }
 

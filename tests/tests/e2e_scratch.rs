@@ -33,7 +33,7 @@ fn what_the_host_does_to_scratch_is_an_error_and_never_other_data(bed: &Bed) -> 
 }
 
 fn attack(bed: &Bed, id: &str) -> Result<()> {
-    let disk = ScratchFile::find(&bed.configuration.state)?;
+    let disk = ScratchFile::find(&bed.configuration.scratch)?;
     let shell = |name: &str, script: &str| bed.ctr().exec(id, name, &[], &["/bin/sh", "-c", script], b"");
 
     // The disk's end is an error that a container knows, and no end of anything else.

@@ -3,6 +3,7 @@
 //!
 //! One at a time: they share the shims' configuration.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode};
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             another_command_line_is_refused_the_key,
             another_initramfs_is_refused_the_key,
             another_initdata_is_refused_the_key,
+            the_check_launches_a_guest_and_says_what_does_not_agree,
             the_hosts_acpi_tables_run_in_the_guest_unless_its_kernel_reads_none,
         ],
     )
@@ -150,6 +152,37 @@ fn another_initdata_is_refused_the_key(bed: &Bed) -> Result<()> {
         &Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() },
         &["kbs:///tests/image/initdata", "init_data is"],
     )
+}
+
+/// What an operator has instead of our word for it: the configured guest is launched and judged. A QEMU that adds a word to what the kernel is
+/// told is found out.
+fn the_check_launches_a_guest_and_says_what_does_not_agree(bed: &Bed) -> Result<()> {
+    let qemu = bed.base().join("qemu-that-adds");
+    let script = "#!/bin/bash\nfor word; do [ \"$last\" = -append ] && word=\"$word evil=1\"; last=$word; words+=(\"$word\"); done\n\
+                  exec /usr/bin/qemu-system-x86_64 \"${words[@]}\"\n";
+    fs::write(&qemu, script)?;
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755))?;
+    let checked = |name: &str, configuration: &Configuration| -> Result<(bool, BTreeMap<String, Value>)> {
+        let file = bed.base().join(format!("{name}.toml"));
+        configuration.write(&file)?;
+        let mut check = Command::new(place::ours("cloister")?);
+        check.args(["check", "--launch", "--json"]).env("CLOISTER_CONFIG", &file);
+        let done = command::run(&mut check, BOOT)?;
+        let findings: Vec<Value> = serde_json::from_slice(&done.stdout).with_context(|| format!("{done:?}"))?;
+        let named = |finding: Value| Some((finding["what"].as_str()?.to_owned(), finding));
+        Ok((done.status.success(), findings.into_iter().filter_map(named).collect()))
+    };
+    let measurement = measured(bed, &vtpm(bed))?;
+    let (_, findings) = checked("launched", &vtpm(bed))?;
+    for what in ["launch", "evidence", "initdata", "measurement", "TPM"] {
+        ensure!(findings.get(what).is_some_and(|finding| finding["status"] == "ok"), "{what}: {findings:?}");
+    }
+    ensure!(findings["measurement"]["detail"].as_str().is_some_and(|detail| detail.starts_with(&measurement)), "{findings:?}");
+    let (passed, findings) = checked("changed", &Configuration { qemu: qemu.display().to_string(), ..vtpm(bed) })?;
+    let found = &findings["measurement"];
+    ensure!(!passed && found["status"] == "failed", "{findings:?}");
+    ensure!(found["detail"].as_str().is_some_and(|detail| detail.contains(&measurement) && detail.contains("PCR 9 differ")), "{found}");
+    bed.no_sandbox()
 }
 
 /// AML that writes `text` to the first serial port when the kernel loads the table: a field of one byte at port 0x3f8 is stored to.

@@ -1,7 +1,10 @@
 //! What a TPM will hold after a measured direct boot (QEMU's `-kernel` with OVMF), computed from the files.
 
 use super::{LAUNCH_PCRS, Pcr, extended, firmware::Firmware, launch_measurement};
-use crate::efi_kernel::{self, KernelError};
+use crate::{
+    efi_kernel::{self, KernelError},
+    measure::tdx::InitrdWord,
+};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -27,6 +30,8 @@ pub struct Launch<'a> {
     pub firmware: &'a [u8],
     /// What the firmware measures of itself, where it is none of the known ones.
     pub pcr0: Option<Pcr>,
+    /// Where a firmware that is not known puts its own word into the command line.
+    pub initrd_word: InitrdWord,
     /// The kernel's file, a bzImage.
     pub kernel: &'a [u8],
     /// The initramfs's file.
@@ -55,7 +60,7 @@ impl Prediction {
 pub fn predict(launch: &Launch<'_>) -> Result<Prediction, PredictError> {
     let known = Firmware::of(launch.firmware);
     let (pcr0, initrd_first) = match (launch.pcr0, known) {
-        (Some(pcr0), known) => (pcr0, known.is_ok_and(|known| known.initrd_first)),
+        (Some(pcr0), known) => (pcr0, known.map_or(launch.initrd_word == InitrdWord::First, |known| known.initrd_first)),
         (None, Ok(known)) => (known.pcr0(), known.initrd_first),
         (None, Err(sha256)) => return Err(PredictError::Firmware(sha256)),
     };

@@ -3,6 +3,7 @@ use crate::{
     encoding::{from_standard, standard},
     event_log::{Bank, EventLog},
     evidence::{Claims, Details, EvidenceError, Verifier},
+    measure::tdx::InitrdWord,
     report_data::ReportData,
 };
 use serde_json::{Value, json};
@@ -206,6 +207,7 @@ fn the_prediction_is_what_a_boot_left() {
     let launch = predict::Launch {
         firmware: b"unknown",
         pcr0: Some(replayed[&0].clone().try_into().unwrap()),
+        initrd_word: InitrdWord::Last,
         kernel: &kernel,
         initramfs,
         cmdline: BOOT_CMDLINE,
@@ -228,6 +230,7 @@ fn the_prediction_is_what_a_boot_left() {
 
     let other = |launch: predict::Launch<'_>| assert_ne!(predict::predict(&launch).unwrap().measurement(), prediction.measurement());
     other(predict::Launch { cmdline: "quiet", ..launch });
+    other(predict::Launch { initrd_word: InitrdWord::First, ..launch });
     other(predict::Launch { initramfs: b"another", ..launch });
     other(predict::Launch { memory_mib: 1024, ..launch });
     other(predict::Launch { pcr0: Some([0; 32]), ..launch });

@@ -108,7 +108,17 @@ fn look() -> Vec<Finding> {
     };
     let mut findings = vec![Finding::ok("configuration", config::source(None)), tee(config.tee), accelerator(&config)];
     findings.extend(enclaves::findings(&enclaves::Facts::read(&config.vmm.qemu)));
-    findings.extend([qemu(&config.vmm.qemu), guest(&config), vsock(), tun(), root(), state_dir(&config.state_dir), shim(), containerd()]);
+    findings.extend([
+        qemu(&config.vmm.qemu),
+        guest(&config),
+        vsock(),
+        tun(),
+        root(),
+        state_dir(&config.state_dir),
+        scratch(&config.guest),
+        shim(),
+        containerd(),
+    ]);
     findings
 }
 
@@ -202,6 +212,26 @@ fn state_dir(path: &Path) -> Finding {
     Finding::ok("state_dir", text)
 }
 
+/// What a guest cannot keep in its memory goes there: in the host's memory it would be of no use.
+fn scratch(guest: &runtime::config::Guest) -> Finding {
+    if guest.scratch_mib == 0 {
+        return Finding::ok("scratch", "in the guests' memory (guest.scratch_mib = 0)");
+    }
+    let text = guest.scratch_dir.display().to_string();
+    // It is made with the first guest.
+    let existing = guest.scratch_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match nix::sys::statfs::statfs(existing) {
+        Ok(found) if found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC => {
+            Finding::warning("scratch", format!("{text} is in memory"), "set guest.scratch_dir to a directory on a disk")
+        }
+        Ok(found) => {
+            let free = found.blocks_available().saturating_mul(u64::try_from(found.block_size()).unwrap_or(0)) >> 30;
+            Finding::ok("scratch", format!("{text}, {free} GiB free, at most {} MiB a guest", guest.scratch_mib))
+        }
+        Err(error) => Finding::failed("scratch", format!("{}: {error}", existing.display()), "set guest.scratch_dir in the configuration"),
+    }
+}
+
 fn shim() -> Finding {
     match find_program(Path::new(SHIM)) {
         Some(path) => Finding::ok("shim", path.display().to_string()),
@@ -264,6 +294,8 @@ mod tests {
         let config = Config { guest: runtime::config::Guest { kernel: "/nonexistent/vmlinux".into(), ..config.guest }, ..config };
         assert!(guest(&config).detail.contains("/nonexistent/vmlinux"));
         assert_eq!(state_dir(Path::new(&"/x".repeat(40))).status, Status::Failed);
+        let scratch = |dir: &str| scratch(&runtime::config::Guest { scratch_dir: dir.into(), ..config.guest.clone() }).status;
+        assert_eq!((scratch("/dev/shm/none/yet"), scratch("/proc")), (Status::Warning, Status::Ok));
     }
 
     #[test]

@@ -38,9 +38,12 @@ pub(crate) struct Args {
     /// PCR 0 of a firmware that is not known (vtpm only); `cloister check --launch` shows it
     #[arg(long, value_name = "HEX")]
     pcr0: Option<String>,
-    /// The firmware is of EDK II before stable202508, which puts its own word behind the command line (tdx only)
+    /// The firmware is of EDK II before stable202508, which puts its own word behind the command line (tdx, and vtpm with --pcr0)
     #[arg(long)]
     old_firmware: bool,
+    /// QEMU is older than 10.2, which writes into the kernel's header before the firmware measures it (tdx only)
+    #[arg(long)]
+    old_qemu: bool,
     /// Print the measurements for 1 to 64 CPUs of each processor model (snp only)
     #[arg(long, conflicts_with = "trustee")]
     shapes: bool,
@@ -50,6 +53,30 @@ pub(crate) struct Args {
     /// Print JSON, with what the measurement is made of
     #[arg(long)]
     json: bool,
+}
+
+/// What the files do not say. `cloister check --launch` finds out what is true of a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Assumptions {
+    /// PCR 0 of a firmware that is not known.
+    pub(crate) pcr0: Option<[u8; 32]>,
+    /// EDK II before stable202508.
+    pub(crate) old_firmware: bool,
+    /// QEMU before 10.2.
+    pub(crate) old_qemu: bool,
+}
+
+impl Assumptions {
+    /// The command that makes them.
+    pub(crate) fn command(&self) -> String {
+        let pcr0 = self.pcr0.map_or_else(String::new, |pcr0| format!(" --pcr0 {}", hex::encode(pcr0)));
+        let flag = |set, flag| if set { flag } else { "" };
+        format!("cloister measure{pcr0}{}{}", flag(self.old_firmware, " --old-firmware"), flag(self.old_qemu, " --old-qemu"))
+    }
+
+    fn word(&self) -> InitrdWord {
+        if self.old_firmware { InitrdWord::Last } else { InitrdWord::First }
+    }
 }
 
 /// What is printed.
@@ -86,8 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.shapes {
         return shapes(&config, sizes, args.json);
     }
-    let word = if args.old_firmware { InitrdWord::Last } else { InitrdWord::First };
-    let measured = measure_with(&config, sizes, pcr0, word)?;
+    let measured = measure(&config, sizes, &Assumptions { pcr0, old_firmware: args.old_firmware, old_qemu: args.old_qemu })?;
     if args.trustee {
         return output::json(&hardware::trustee(&measured)?);
     }
@@ -119,19 +145,15 @@ fn read_pcr(text: &str) -> Result<[u8; 32]> {
 }
 
 /// Measures the guest of this configuration with so many CPUs and MiB.
-pub(crate) fn measure(config: &Config, sizes: (u32, u32), pcr0: Option<[u8; 32]>) -> Result<Measured> {
-    measure_with(config, sizes, pcr0, InitrdWord::First)
-}
-
-fn measure_with(config: &Config, (vcpus, memory_mib): (u32, u32), pcr0: Option<[u8; 32]>, word: InitrdWord) -> Result<Measured> {
+pub(crate) fn measure(config: &Config, (vcpus, memory_mib): (u32, u32), assumptions: &Assumptions) -> Result<Measured> {
     let tee = tee::resolve(config.tee);
-    ensure!(pcr0.is_none() || tee == Tee::Vtpm, "--pcr0 is of tee = \"vtpm\"; the configuration has another");
+    ensure!(assumptions.pcr0.is_none() || tee == Tee::Vtpm, "--pcr0 is of tee = \"vtpm\"; the configuration has another");
     let inputs = tee::inputs(config, vcpus, memory_mib)?;
     let empty = |tee, launch_measurement| Measured { launch_measurement, ..Measured::empty(tee, (vcpus, memory_mib)) };
     match tee {
         Tee::None | Tee::Auto => Ok(empty(attestation::Tee::Sample, of_manifest(&inputs)?)),
         Tee::Vtpm => {
-            let prediction = of_tpm(&inputs, pcr0)?;
+            let prediction = of_tpm(&inputs, assumptions)?;
             let pcrs = prediction.pcrs.iter().map(|(index, pcr)| (*index, hex::encode(pcr))).collect();
             let measured = empty(attestation::Tee::Tpm, hex::encode(prediction.measurement()));
             Ok(Measured { cmdline: inputs.cmdline, pcrs, ..measured })
@@ -141,7 +163,7 @@ fn measure_with(config: &Config, (vcpus, memory_mib): (u32, u32), pcr0: Option<[
             Ok(Measured { cmdline: inputs.cmdline, ..measured })
         }
         Tee::Tdx => {
-            let (launch_measurement, registers) = hardware::tdx(&inputs, word)?;
+            let (launch_measurement, registers) = hardware::tdx(&inputs, assumptions)?;
             Ok(Measured { cmdline: inputs.cmdline, registers, ..empty(attestation::Tee::Tdx, launch_measurement) })
         }
     }
@@ -155,13 +177,14 @@ fn of_manifest(inputs: &Inputs) -> Result<String> {
     Ok(manifest.measurement)
 }
 
-fn of_tpm(inputs: &Inputs, pcr0: Option<[u8; 32]>) -> Result<Prediction> {
+fn of_tpm(inputs: &Inputs, assumptions: &Assumptions) -> Result<Prediction> {
     let firmware = inputs.shape.firmware.as_deref().context("this machine has no firmware")?;
     let [firmware, kernel, initramfs] = [firmware, &inputs.kernel, &inputs.initramfs].map(|path| input::read(path, MAX_FILE));
     let (firmware, kernel, initramfs) = (firmware?, kernel?, initramfs?);
     let launch = predict::Launch {
         firmware: &firmware,
-        pcr0,
+        pcr0: assumptions.pcr0,
+        initrd_word: assumptions.word(),
         kernel: &kernel,
         initramfs: &initramfs,
         cmdline: &inputs.cmdline,
@@ -191,11 +214,13 @@ mod tests {
         let mut config = Config { tee: Tee::Vtpm, ..Config::default() };
         (config.vmm.firmware, config.guest.efi_kernel, config.guest.initramfs) =
             (Some(path("firmware")), path("vmlinuz"), path("initramfs"));
-        let error = measure(&config, (1, 512), None).unwrap_err().to_string();
+        let error = measure(&config, (1, 512), &Assumptions::default()).unwrap_err().to_string();
         assert!(error.contains("check --launch"), "{error}");
-        let error = measure(&config, (1, 512), Some([0; 32])).unwrap_err().to_string();
+        let assumed = Assumptions { pcr0: Some([0; 32]), old_firmware: true, old_qemu: false };
+        assert_eq!(assumed.command(), format!("cloister measure --pcr0 {} --old-firmware", "00".repeat(32)));
+        let error = measure(&config, (1, 512), &assumed).unwrap_err().to_string();
         assert!(error.contains("bzImage"), "{error}");
         config.tee = Tee::None;
-        assert!(measure(&config, (1, 512), Some([0; 32])).unwrap_err().to_string().contains("--pcr0"));
+        assert!(measure(&config, (1, 512), &assumed).unwrap_err().to_string().contains("--pcr0"));
     }
 }

@@ -11,5 +11,6 @@ pub(crate) mod install;
 pub(crate) mod man;
 pub(crate) mod measure;
 pub(crate) mod policy;
+pub(crate) mod seal;
 pub(crate) mod snapshotter;
 pub(crate) mod verify;

@@ -104,6 +104,11 @@ impl InRoot {
         Ok(self.resolve(&so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?)
     }
 
+    /// What is there, by a descriptor that can be bound.
+    pub fn find(&self, path: &str) -> io::Result<OwnedFd> {
+        Ok(self.resolve(&format!("/{path}"), OFlag::O_PATH, Mode::empty())?)
+    }
+
     /// Where a directory really is, in the agent's own root.
     pub fn real_path(&self, path: &str) -> io::Result<PathBuf> {
         let directory = self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
@@ -171,6 +176,9 @@ mod tests {
         assert!(!dir.path().join("y").exists() && !dir.path().join("x").exists());
         fs::write(inside.join("file"), "").unwrap();
         assert!(made("file").is_err() && made("file/z").is_err());
+        let found = |path: &str| std::fs::read_link(format!("/proc/self/fd/{}", root.find(path)?.as_raw_fd()));
+        assert_eq!((found("up/file").unwrap(), found("").unwrap()), (inside.join("file"), inside));
+        assert!(found("out/secret").is_err());
     }
 
     #[test]

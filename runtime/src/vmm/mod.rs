@@ -46,8 +46,8 @@ pub struct Launch {
     pub memory_mib: u32,
     /// What executes the guest's instructions.
     pub accelerator: Accelerator,
-    /// The scratch disk's file, if there is one.
-    pub scratch: Option<PathBuf>,
+    /// The scratch disk's file, open to read and write, if there is one.
+    pub scratch: Option<OwnedFd>,
     /// Further disks.
     pub disks: Vec<Disk>,
     /// Directories of the host's.

@@ -8,6 +8,10 @@ use std::{
     path::PathBuf,
 };
 
+/// An error of the host's disk is one of the guest's. By default QEMU stops the machine when a write finds the disk full, for an operator who
+/// makes room and goes on: a pod that hangs.
+const REPORT: &str = "werror=report,rerror=report";
+
 /// QEMU, with no device beyond what is used and no monitor: the guest powers itself off, the host kills.
 #[derive(Debug)]
 pub struct Qemu {
@@ -35,20 +39,21 @@ impl Vmm for Qemu {
         line.pair("-serial", "chardev:console");
         line.vsock(launch.vsock);
         if let Some(scratch) = launch.scratch {
-            // A comma in a path is doubled in QEMU's option syntax.
-            let file = scratch.display().to_string().replace(',', ",,");
+            let fd = line.inherit(scratch);
+            line.pair("-add-fd", format!("fd={fd},set=0"));
             // Nothing on it outlives the VM: a container's fsync need not wait for the host's disk.
             let options = "discard=unmap,cache.no-flush=on,locking=off";
-            line.pair("-blockdev", format!("driver=file,node-name=scratch,filename={file},{options}"));
-            line.virtio("virtio-blk", "drive=scratch,serial=scratch");
+            line.pair("-blockdev", format!("driver=file,node-name=scratch,filename=/dev/fdset/0,{options}"));
+            line.virtio("virtio-blk", &format!("drive=scratch,serial=scratch,{REPORT}"));
         }
         for (n, disk) in launch.disks.into_iter().enumerate() {
+            // A comma in a path is doubled in QEMU's option syntax.
             let file = disk.path.display().to_string().replace(',', ",,");
             let driver = if disk.device { "host_device" } else { "file" };
             let readonly = if disk.readonly { "on" } else { "off" };
             // Here a container's fsync counts. Raw: what is in the disk never decides on its format.
             line.pair("-blockdev", format!("driver={driver},node-name=disk{n},filename={file},read-only={readonly},discard=unmap"));
-            line.pair("-device", format!("virtio-blk-device,drive=disk{n},serial={}", disk.serial));
+            line.pair("-device", format!("virtio-blk-device,drive=disk{n},serial={},{REPORT}", disk.serial));
         }
         for (n, shared) in launch.shared.into_iter().enumerate() {
             let fd = line.inherit(shared.socket);
@@ -236,17 +241,16 @@ mod tests {
     fn each_device_has_the_descriptor_that_is_inherited_for_it() {
         let mut launch = launch();
         launch.vsock = VsockDevice::Kernel { cid: 77, device: fd() };
-        launch.scratch = Some("/s/a,b".into());
+        launch.scratch = Some(fd());
         launch.disks = vec![Disk { path: "/d/x,y".into(), device: false, readonly: true, serial: "disk0".into() }];
         launch.taps = vec![Tap { fd: fd(), mac: [2, 0, 0, 0, 0, 0x1f] }];
         let text = text(launch);
         assert!(text.contains("-device vhost-vsock-device,guest-cid=77,vhostfd=@0"), "{text}");
         assert!(text.contains("-object memory-backend-ram,id=ram"), "{text}");
-        assert!(text.contains("filename=/s/a,,b,discard=unmap,cache.no-flush=on"), "{text}");
-        let disk =
-            "driver=file,node-name=disk0,filename=/d/x,,y,read-only=on,discard=unmap -device virtio-blk-device,drive=disk0,serial=disk0";
+        assert!(text.contains("-add-fd fd=@1,set=0 -blockdev driver=file,node-name=scratch,filename=/dev/fdset/0,discard=unmap"), "{text}");
+        let disk = "driver=file,node-name=disk0,filename=/d/x,,y,read-only=on,discard=unmap -device virtio-blk-device,drive=disk0,serial=disk0,werror=report,rerror=report";
         assert!(text.contains(disk), "{text}");
-        assert!(text.ends_with("-netdev tap,id=net0,fd=@1 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:1f"), "{text}");
+        assert!(text.ends_with("-netdev tap,id=net0,fd=@2 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:1f"), "{text}");
     }
 
     const BEGIN: &str = "-name cloister-demo -no-user-config -nodefaults -no-reboot -display none \
@@ -261,7 +265,7 @@ mod tests {
             kernel: "/g/vmlinuz".into(),
             accelerator,
             vsock: VsockDevice::Kernel { cid: 77, device: fd() },
-            scratch: Some("/s/scratch.img".into()),
+            scratch: Some(fd()),
             taps: vec![Tap { fd: fd(), mac: [2, 0, 0, 0, 0, 0x1f] }],
             ..launch()
         })
@@ -284,9 +288,10 @@ mod tests {
                  -accel tcg,thread=multi -cpu max -smp 2 -m 512M -object memory-backend-ram,id=ram,size=512M -bios /f/OVMF.fd \
                  -chardev socket,id=tpm,fd=@0 -tpmdev emulator,id=tpm0,chardev=tpm -device tpm-crb,tpmdev=tpm0 {GUEST} \
                  -device vhost-vsock-pci,guest-cid=77,vhostfd=@1,disable-legacy=on \
-                 -blockdev driver=file,node-name=scratch,filename=/s/scratch.img,discard=unmap,cache.no-flush=on,locking=off \
-                 -device virtio-blk-pci,drive=scratch,serial=scratch,disable-legacy=on \
-                 -netdev tap,id=net0,fd=@2 -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:1f,romfile=,disable-legacy=on"
+                 -add-fd fd=@2,set=0 \
+                 -blockdev driver=file,node-name=scratch,filename=/dev/fdset/0,discard=unmap,cache.no-flush=on,locking=off \
+                 -device virtio-blk-pci,drive=scratch,serial=scratch,werror=report,rerror=report,disable-legacy=on \
+                 -netdev tap,id=net0,fd=@3 -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:1f,romfile=,disable-legacy=on"
             )
         );
     }
@@ -303,9 +308,10 @@ mod tests {
                  -object sev-snp-guest,id=tee0,cbitpos=51,reduced-phys-bits=1,policy=0x30000,kernel-hashes=on,host-data={host_data},\
                  id-block=QkxP,id-auth=QVVU,author-key-enabled=on -bios /f/OVMF.amdsev.fd {GUEST} \
                  -device vhost-vsock-pci,guest-cid=77,vhostfd=@0,disable-legacy=on,iommu_platform=on \
-                 -blockdev driver=file,node-name=scratch,filename=/s/scratch.img,discard=unmap,cache.no-flush=on,locking=off \
-                 -device virtio-blk-pci,drive=scratch,serial=scratch,disable-legacy=on,iommu_platform=on \
-                 -netdev tap,id=net0,fd=@1 \
+                 -add-fd fd=@1,set=0 \
+                 -blockdev driver=file,node-name=scratch,filename=/dev/fdset/0,discard=unmap,cache.no-flush=on,locking=off \
+                 -device virtio-blk-pci,drive=scratch,serial=scratch,werror=report,rerror=report,disable-legacy=on,iommu_platform=on \
+                 -netdev tap,id=net0,fd=@2 \
                  -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:1f,romfile=,disable-legacy=on,iommu_platform=on"
             )
         );
@@ -323,9 +329,10 @@ mod tests {
                  -object {{\"id\":\"tee0\",\"mrconfigid\":\"{config_id}\",\"qom-type\":\"tdx-guest\",\
                  \"quote-generation-socket\":{{\"cid\":\"2\",\"port\":\"4050\",\"type\":\"vsock\"}}}} -bios /f/OVMF.inteltdx.fd {GUEST} \
                  -device vhost-vsock-pci,guest-cid=77,vhostfd=@0,disable-legacy=on,iommu_platform=on \
-                 -blockdev driver=file,node-name=scratch,filename=/s/scratch.img,discard=unmap,cache.no-flush=on,locking=off \
-                 -device virtio-blk-pci,drive=scratch,serial=scratch,disable-legacy=on,iommu_platform=on \
-                 -netdev tap,id=net0,fd=@1 \
+                 -add-fd fd=@1,set=0 \
+                 -blockdev driver=file,node-name=scratch,filename=/dev/fdset/0,discard=unmap,cache.no-flush=on,locking=off \
+                 -device virtio-blk-pci,drive=scratch,serial=scratch,werror=report,rerror=report,disable-legacy=on,iommu_platform=on \
+                 -netdev tap,id=net0,fd=@2 \
                  -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:1f,romfile=,disable-legacy=on,iommu_platform=on"
             )
         );

@@ -3,7 +3,11 @@
 //! measurement.
 
 use super::Finding;
-use crate::{commands::measure, endorsements::Endorsements, output};
+use crate::{
+    commands::measure::{self, Assumptions},
+    endorsements::Endorsements,
+    output,
+};
 use anyhow::{Context, Result};
 use attestation::{Claims, Details, EvidenceError, Tee, Verifier, evidence::Preparation, report_data::ReportData, sample::SampleVerifier};
 use key_broker::{Broker, BrokerConfig};
@@ -122,23 +126,43 @@ fn judge(config: &Config, claims: &Claims, initdata: &[u8]) -> Vec<Finding> {
             "do not use this machine: its launches do not carry the owner's configuration",
         ),
     });
+    findings.push(measurement(config, claims));
+    if let Details::Tpm(tpm) = &claims.details {
+        findings.push(Finding::ok("TPM", format!("attestation key {} (tpm.ak of a release rule)", hex::encode(&tpm.ak))));
+    }
+    findings
+}
+
+/// Looks for what `cloister measure` has to assume on this machine to say what was measured.
+fn measurement(config: &Config, claims: &Claims) -> Finding {
     let found = hex::encode(&claims.launch_measurement);
-    let predicted = measure::measure(config, (config.guest.vcpus, config.guest.memory_mib), None);
-    findings.push(match predicted {
-        Ok(predicted) if predicted.launch_measurement == found => {
-            Finding::ok("measurement", format!("{found}, as `cloister measure` says"))
-        }
+    let sizes = (config.guest.vcpus, config.guest.memory_mib);
+    let assumed = [(false, false), (true, false), (false, true), (true, true)];
+    let assumed = assumed.map(|(old_firmware, old_qemu)| Assumptions { pcr0: None, old_firmware, old_qemu });
+    // What a firmware that nobody knows says of itself is taken for the rest of the measurement only.
+    let pcr0 = pcr0(claims).and_then(|pcr0| hex::decode(pcr0).ok()?.try_into().ok());
+    let unknown = [false, true].map(|old_firmware| Assumptions { pcr0, old_firmware, old_qemu: false });
+    let says = |assumptions: &&Assumptions| {
+        measure::measure(config, sizes, assumptions).is_ok_and(|predicted| predicted.launch_measurement == found)
+    };
+    if let Some(assumptions) = assumed.iter().find(says) {
+        return Finding::ok("measurement", format!("{found}, as `{}` says", assumptions.command()));
+    }
+    match measure::measure(config, sizes, &Assumptions::default()) {
         Ok(predicted) => Finding::failed(
             "measurement",
             format!("{found}, but `cloister measure` says {}{}", predicted.launch_measurement, difference(&predicted.pcrs, claims)),
             "the files changed since the launch, or this QEMU or firmware is one whose measurement is computed wrongly: please report it",
         ),
-        Err(error) => Finding::failed("measurement", format!("{found}, not foretold: {error:#}"), pcr0(claims)),
-    });
-    if let Details::Tpm(tpm) = &claims.details {
-        findings.push(Finding::ok("TPM", format!("attestation key {} (tpm.ak of a release rule)", hex::encode(&tpm.ak))));
+        Err(error) => match unknown.iter().filter(|_| pcr0.is_some()).find(says) {
+            Some(assumptions) => Finding::warning(
+                "measurement",
+                format!("{found}, as foretold but for the firmware, which is not known"),
+                format!("if you trust this firmware: {}", assumptions.command()),
+            ),
+            None => Finding::failed("measurement", format!("{found}, not foretold: {error:#}"), "see the line"),
+        },
     }
-    findings
 }
 
 /// The registers that are not as predicted, for whoever looks for the reason.
@@ -151,12 +175,9 @@ fn difference(predicted: &std::collections::BTreeMap<usize, String>, claims: &Cl
     format!(" (PCR {} differ)", list.join(", "))
 }
 
-fn pcr0(claims: &Claims) -> String {
-    let pcr0 = match &claims.details {
-        Details::Tpm(tpm) => tpm.pcrs.iter().find_map(|pcr| pcr.strip_prefix("0:")),
-        _ => None,
-    };
-    pcr0.map_or_else(|| "see the line".into(), |pcr0| format!("if you trust this firmware: cloister measure --pcr0 {pcr0}"))
+fn pcr0(claims: &Claims) -> Option<&str> {
+    let Details::Tpm(tpm) = &claims.details else { return None };
+    tpm.pcrs.iter().find_map(|pcr| pcr.strip_prefix("0:"))
 }
 
 /// A folder for the broker's store, gone when dropped.
@@ -198,7 +219,7 @@ mod tests {
         let tpm = Details::Tpm(TpmClaims { ak: vec![3; 32], pcrs: vec!["0:ab".into(), "4:cd".into()], images: None });
         let findings = judge(&config, &claims(Tee::Tpm, tpm.clone()), &[9; 32]);
         assert_eq!(status(&findings, "initdata"), Some(Status::Failed));
-        assert!(findings.iter().any(|f| f.remedy.as_deref().is_some_and(|r| r.contains("--pcr0 ab"))), "{findings:?}");
+        assert_eq!(pcr0(&claims(Tee::Tpm, tpm.clone())), Some("ab"));
         let predicted = [(0, "ab".to_owned()), (4, "00".to_owned())].into();
         assert_eq!(difference(&predicted, &claims(Tee::Tpm, tpm)), " (PCR 4 differ)");
     }

@@ -1,6 +1,6 @@
 //! The measurements that SEV-SNP and TDX will report, and the same as reference values for Trustee.
 
-use super::{MAX_FILE, Measured};
+use super::{Assumptions, MAX_FILE, Measured};
 use crate::input;
 use anyhow::{Context, Result, bail};
 use attestation::{
@@ -8,7 +8,7 @@ use attestation::{
     measure::{
         ovmf::Ovmf,
         snp::{KernelHashes, SNP_ACTIVE, Shape, SnpFirmware},
-        tdx::{self, InitrdWord},
+        tdx,
         vmsa::{CPU_MODELS, CpuModel},
     },
     tdx::claims::launch_measurement,
@@ -17,7 +17,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use runtime::tee::Inputs;
 use serde_json::{Value, json};
 use sha2::Sha384;
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// Numbers of CPUs that `--shapes` goes through.
 const VCPUS: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -74,11 +74,15 @@ fn digest(firmware: &SnpFirmware, hashes: &KernelHashes, vcpus: u32, model: CpuM
 }
 
 /// The launch measurement of TDX and the registers that it is made of.
-pub(super) fn tdx(inputs: &Inputs, word: InitrdWord) -> Result<(String, BTreeMap<&'static str, String>)> {
+pub(super) fn tdx(inputs: &Inputs, assumptions: &Assumptions) -> Result<(String, BTreeMap<&'static str, String>)> {
     let files = Files::read(inputs)?;
     let mr_td = tdx::mr_td(&Ovmf::parse(&files.firmware)?)?;
-    let kernel: [u8; 48] = efi_kernel::authenticode::<Sha384>(&files.kernel)?.into();
-    let (rtmr1, rtmr2) = (tdx::rtmr1(&kernel), tdx::rtmr2(&inputs.cmdline, &files.initramfs, word));
+    let kernel = match assumptions.old_qemu {
+        true => Cow::Owned(efi_kernel::as_qemu_hands_it_over(&files.kernel, files.initramfs.len(), inputs.memory_mib)?),
+        false => Cow::Borrowed(&files.kernel),
+    };
+    let kernel: [u8; 48] = efi_kernel::authenticode::<Sha384>(&kernel)?.into();
+    let (rtmr1, rtmr2) = (tdx::rtmr1(&kernel), tdx::rtmr2(&inputs.cmdline, &files.initramfs, assumptions.word()));
     let registers = [("mr_td", mr_td), ("rtmr1", rtmr1), ("rtmr2", rtmr2)].map(|(name, value)| (name, hex::encode(value)));
     Ok((hex::encode(launch_measurement(&mr_td, &rtmr1, &rtmr2)), registers.into()))
 }

@@ -14,7 +14,13 @@ mod shared;
 mod tests;
 mod unseal;
 
-use super::{ContainerError, MAX_CONTAINERS, in_root::InRoot, mounts::Binds};
+use super::{
+    ContainerError, MAX_CONTAINERS,
+    disks::Disk,
+    host_spec::{SpecError, printable},
+    in_root::InRoot,
+    mounts::Binds,
+};
 use crate::sandbox::Sandbox;
 use attestation::BrokerClient;
 use nix::{
@@ -85,14 +91,12 @@ enum Source {
     Copy(tokio::sync::Mutex<Option<Copied>>),
     /// An empty directory.
     Empty(PathBuf),
-    /// A part of one.
+    /// A part of one, or of a directory of the host's.
     Part(Part),
     /// The image's own.
     Image,
     /// A disk, by its serial.
     Disk(String),
-    /// A part of a directory of the host's.
-    Shared(PathBuf),
 }
 
 /// What a bind mount of the host's spec becomes.
@@ -141,7 +145,8 @@ impl Volumes {
                 (true, VolumeKind::DISK) => Source::Disk(volume.name.clone()),
                 (true, VolumeKind::SHARED) => {
                     let failed = ContainerError::io(format!("directory of the host at {}", volume.destination));
-                    Source::Shared(shared::place(volume).map_err(failed)?)
+                    let number = self.next.fetch_add(1, Ordering::Relaxed);
+                    Source::Part(shared::part(volume, number).map_err(failed)?)
                 }
                 (true, VolumeKind::EMPTY | VolumeKind::EMPTY_MEMORY) => {
                     let whole = self.empty_directory(volume, home)?;
@@ -150,7 +155,7 @@ impl Volumes {
                         path => {
                             let failed = ContainerError::io(format!("part {path} of the empty directory at {}", volume.destination));
                             let number = self.next.fetch_add(1, Ordering::Relaxed);
-                            Source::Part(Part::bind(&whole, volume, number).map_err(failed)?)
+                            Source::Part(Part::of_empty(&whole, volume, number).map_err(failed)?)
                         }
                     }
                 }
@@ -231,7 +236,7 @@ impl Prepared {
         let bind = match &volume.source {
             // A disk is a device node, and no mount.
             Source::LeftOut | Source::Disk(_) => Bind::Nothing,
-            Source::Empty(path) | Source::Shared(path) => Bind::Path(path.clone()),
+            Source::Empty(path) => Bind::Path(path.clone()),
             Source::Part(part) => Bind::Path(part.place().to_owned()),
             Source::Image => Bind::Image,
             Source::Copy(copied) => match copied.try_lock() {
@@ -268,7 +273,7 @@ impl Prepared {
                     wanted.copied.extend(copy.clone());
                     held.push(copy);
                 }
-                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Shared(_) | Source::Part(_) => {}
+                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Part(_) => {}
             }
         }
         let (decided, place) = decide(&wanted)?;
@@ -278,10 +283,13 @@ impl Prepared {
         Ok(decided)
     }
 
-    /// Its disks: where each is to be, and its serial.
-    pub fn disks(&self) -> Vec<(String, String)> {
+    /// Its disks, and where each is to be. One that the guest does not have is an error.
+    pub fn disks(&self) -> Result<Vec<(String, Disk)>, SpecError> {
         let disk = |volume: &Volume| match &volume.source {
-            Source::Disk(serial) => Some((volume.destination.clone(), serial.clone())),
+            Source::Disk(serial) => {
+                let disk = Disk::with_serial(serial).ok_or_else(|| SpecError::Disk(printable(&volume.destination)));
+                Some(disk.map(|disk| (volume.destination.clone(), disk)))
+            }
             _ => None,
         };
         self.volumes.iter().filter_map(disk).collect()
@@ -293,7 +301,7 @@ impl Prepared {
             let Some(rest) = Path::new(path).strip_prefix(&volume.destination).ok() else { continue };
             let place = match &volume.source {
                 Source::Copy(_) => self.place(number),
-                Source::Empty(path) | Source::Shared(path) => path.clone(),
+                Source::Empty(path) => path.clone(),
                 Source::Part(part) => part.place().to_owned(),
                 Source::LeftOut | Source::Image | Source::Disk(_) => continue,
             };

@@ -1,17 +1,19 @@
-//! A part of an empty directory (`subPath`). Whatever containers have made of the directory meanwhile, a link that leads out of it above all,
-//! the part is in it (CVE-2017-1002101 of kubelet): it is resolved within, and bound by the descriptor that this gave.
+//! A part of a directory that containers write to (`subPath` of an empty one, what is below a shared one). Whatever they have made of it
+//! meanwhile, a link that leads out of it above all, the part is in it (CVE-2017-1002101 of kubelet): it is resolved within, and bound by the
+//! descriptor that this gave.
 
 use crate::containers::in_root::InRoot;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::Mode,
+    sys::stat::{Mode, SFlag, fstat},
     unistd::{Gid, Uid},
 };
 use policy::{Denial, Policy};
 use protocol::api;
 use std::{
-    fs, io,
-    os::fd::AsRawFd,
+    fs::{self, File},
+    io,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -32,14 +34,27 @@ pub fn admit(policy: &Policy, volume: &api::Volume) -> Result<(), Denial> {
 }
 
 impl Part {
-    /// Binds the volume's part of `whole`, and makes it first where it is missing, as `whole` was made.
-    pub fn bind(whole: &Path, volume: &api::Volume, number: u64) -> io::Result<Self> {
+    /// Binds the volume's part of an empty directory, and makes it first where it is missing, as `whole` was made.
+    pub fn of_empty(whole: &Path, volume: &api::Volume, number: u64) -> io::Result<Self> {
         let owner = (Uid::from_raw(volume.uid), Gid::from_raw(volume.gid));
-        let found = InRoot::open(whole)?.make_directory(&volume.path, Mode::from_bits_truncate(volume.mode), owner)?;
+        Self::bind(&InRoot::open(whole)?.make_directory(&volume.path, Mode::from_bits_truncate(volume.mode), owner)?, number)
+    }
+
+    /// Binds the file or directory that is there.
+    pub fn found(whole: &Path, path: &str, number: u64) -> io::Result<Self> {
+        Self::bind(&InRoot::open(whole)?.find(path)?, number)
+    }
+
+    fn bind(found: &OwnedFd, number: u64) -> io::Result<Self> {
         let place = Path::new(PARTS).join(number.to_string());
-        fs::create_dir_all(&place)?;
+        fs::create_dir_all(PARTS)?;
+        match SFlag::from_bits_truncate(fstat(found)?.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFDIR => fs::create_dir(&place)?,
+            _ => drop(File::create_new(&place)?),
+        }
         let source = format!("/proc/self/fd/{}", found.as_raw_fd());
-        mount(Some(source.as_str()), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        let mounted = mount(Some(source.as_str()), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+        mounted.inspect_err(|_| drop(remove(&place)))?;
         Ok(Self(place))
     }
 
@@ -53,8 +68,13 @@ impl Drop for Part {
     fn drop(&mut self) {
         let taken = umount2(&self.0, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(io::Error::from);
         // Of the place alone: were it still a mount, this would fail.
-        if let Err(error) = taken.and_then(|()| fs::remove_dir(&self.0)) {
+        if let Err(error) = taken.and_then(|()| remove(&self.0)) {
             log::warn!(path:% = self.0.display(); "part of a directory: {error}");
         }
     }
+}
+
+/// Of the place where a part was, which is empty.
+fn remove(place: &Path) -> io::Result<()> {
+    if place.is_dir() { fs::remove_dir(place) } else { fs::remove_file(place) }
 }

@@ -3,14 +3,12 @@
 //! What is in them is what the host likes, at any moment, and what a container writes to them the host has: nothing that an owner's
 //! policy could say anything about. So neither an enclave has one, nor a sandbox with initdata.
 
+use super::part::Part;
 use attestation::Tee;
 use nix::mount::{MsFlags, mount};
 use policy::{Denial, Policy};
 use protocol::api;
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 /// Where they are mounted.
 const SHARED: &str = "/run/cloister/shared";
@@ -26,8 +24,9 @@ pub fn admit(tee: Tee, policy: &Policy, volume: &api::Volume) -> Result<(), Deni
     Err(Denial { asked, rule, remedy: "mount it read-only and leave it out of guest.shared: it is then copied in".to_owned() })
 }
 
-/// Where a part of one is. The first who asks for any part has it mounted; callers come one after the other.
-pub fn place(volume: &api::Volume) -> io::Result<PathBuf> {
+/// A part of one. The first who asks for any part has it mounted; callers come one after the other. The host has followed links once; whoever
+/// writes there may have put others in their place since.
+pub fn part(volume: &api::Volume, number: u64) -> io::Result<Part> {
     let root = Path::new(SHARED).join(&volume.name);
     if !root.exists() {
         fs::create_dir_all(&root)?;
@@ -35,7 +34,7 @@ pub fn place(volume: &api::Volume) -> io::Result<PathBuf> {
         let mounted = mount(Some(volume.name.as_str()), &root, Some("virtiofs"), MsFlags::MS_NODEV, None::<&str>);
         mounted.inspect_err(|_| drop(fs::remove_dir(&root)))?;
     }
-    Ok(root.join(&volume.path))
+    Part::found(&root, &volume.path, number)
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn acts(story: &mut Story, bed: &Bed) -> Result<()> {
 
     story.chapter(
         "It keeps its secret",
-        "A search of everything that was stored: containerd, snapshotter, scratch disks, registry, broker, logs.",
+        "A search of everything that is stored: containerd, snapshotter, registry, broker, logs. Scratch disks went with their guests.",
     );
     look_for_secret(story, bed, &plain, &secret)
 }
