@@ -20,6 +20,11 @@ pub fn unpacking(log: &[String]) -> Duration {
     sum(log, &["fetch", "unpack"])
 }
 
+/// The part of it until the last blob was whole, hashed and on scratch.
+pub fn fetching(log: &[String]) -> Duration {
+    sum(log, &["fetch"])
+}
+
 /// What the image itself cost a container, out of the lines of its log.
 pub fn of_image(log: &[String]) -> Duration {
     sum(log, &OF_IMAGE)
