@@ -28,6 +28,7 @@ pub mod nerdctl;
 pub mod oci;
 pub mod place;
 pub mod pod;
+pub mod private_registry;
 pub mod pty;
 pub mod registry;
 pub mod runner;

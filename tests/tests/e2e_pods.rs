@@ -135,6 +135,9 @@ fn streams_reach_the_node(pod: &Pod<'_>, image: &str, server: &ContainerSpec<'_>
     ensure!((executed.code, executed.stdout.as_str(), executed.stderr.as_str()) == (5, "out\n", "err\n"), "{executed:?}");
     let late = pod.exec_sync(side, SLEEP, 1).err().context("an exec outlived its time")?.to_string();
     ensure!(late.contains("timed out") || late.contains("timeout") || late.contains("deadline"), "{late}");
+    // Its own program is the one that is left.
+    let left = pod.shell(side, "busybox ps | busybox grep -c '[s]leep 3600'")?;
+    ensure!(left == "1\n", "{left} of 1 are left after an exec's end in time");
 
     let mut exec = WebSocket::connect(&pod.exec(side, &["/bin/sh", "-c", "read line; echo got $line; echo bad >&2; exit 6"])?)?;
     exec.send(channel::STDIN, b"typed\n")?;
