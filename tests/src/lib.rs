@@ -30,6 +30,7 @@ pub mod place;
 pub mod pod;
 pub mod private_registry;
 pub mod pty;
+pub mod recorder;
 pub mod registry;
 pub mod runner;
 pub mod scratch_file;

@@ -68,7 +68,10 @@ fn an_image_of_a_private_registry_runs(bed: &Bed) -> Result<()> {
         ensure!(finished.text() == "opened\n", "{finished:?}");
         bed.nothing_of(&id)?;
         let (id, annotation) = (bed.id("unknowing"), bed.initdata(POLICY).with_file("cdh.toml", &settings("")?).annotation()?);
-        bed.refused(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() }, &[registry.authority(), "401"])
+        bed.refused(
+            &Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() },
+            &[registry.authority(), "refuses access", "credentials"],
+        )
     })();
     bed.configuration.write(&bed.configuration_file())?;
     registry.stop()?;
