@@ -95,9 +95,9 @@ impl Puller {
         let registry = self.access.registry(request.plain_http_registries.clone()).await?;
         let source = Source::new(Arc::new(self.courier), registry, reference);
         // Beside each other: the policy may be the broker's, and then waits for the handshake.
-        let (top, policy) = tokio::join!(source.top(&request.image_digest_hint), self.access.signature_policy());
+        let (top, signatures) = tokio::join!(source.top(&request.image_digest_hint), self.access.signature_policy());
         let top = top?;
-        policy?;
+        signatures?;
         stages.end("resolve");
         let document = manifest::parse_document(&top.bytes, top.media_type.as_deref());
         let (manifest, digest, lower) = match document.map_err(|e| source.invalid("manifest", top.digest, e))? {
