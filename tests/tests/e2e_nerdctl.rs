@@ -128,7 +128,8 @@ fn a_published_service_is_reached_and_looked_after(bed: &Bed) -> Result<()> {
 
 fn a_terminal_with_variables(bed: &Bed) -> Result<()> {
     let nerdctl = Nerdctl::new(bed)?;
-    let reference = bed.plain(&Image::busybox("tty; stty size; echo $WHO; cat /conf/file; read line; echo \"got $line\"; exit 5")?, "terminal")?;
+    let reference =
+        bed.plain(&Image::busybox("tty; stty size; echo $WHO; cat /conf/file; read line; echo \"got $line\"; exit 5")?, "terminal")?;
     let conf = bed.base().join("conf");
     fs::create_dir_all(&conf)?;
     fs::write(conf.join("file"), "of the host\n")?;
