@@ -53,7 +53,11 @@ fn an_image_of_a_private_registry_runs(bed: &Bed) -> Result<()> {
     let auth = "kbs:///tests/registry/auth";
     let knowing = bed.initdata(POLICY).with_file("cdh.toml", &settings(&format!("authenticated_registry_credentials_uri = {auth:?}\n"))?);
     let reference = registry.push(&bed.encrypt_layout(&zstd, "private", &knowing)?, "private", "1")?;
-    registry.pull_lazily(bed.ctr(), &reference)?;
+    // And one that needs no key, for a guest that has been given nothing.
+    let open = registry.push(&zstd, "open", "1")?;
+    for reference in [&reference, &open] {
+        registry.pull_lazily(bed.ctr(), reference)?;
+    }
     let file = bed.base().join("auth.json");
     fs::write(&file, registry.auth_file())?;
     bed.broker.put(auth, &file, &knowing)?;
@@ -69,7 +73,7 @@ fn an_image_of_a_private_registry_runs(bed: &Bed) -> Result<()> {
         bed.nothing_of(&id)?;
         let (id, annotation) = (bed.id("unknowing"), bed.initdata(POLICY).with_file("cdh.toml", &settings("")?).annotation()?);
         bed.refused(
-            &Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() },
+            &Run { image: &open, id: &id, initdata: Some(&annotation), ..Run::default() },
             &[registry.authority(), "refuses access", "credentials"],
         )
     })();
