@@ -47,6 +47,7 @@ fn a_pod_does_what_pods_do(bed: &Bed) -> Result<()> {
         sysctls: &[("net.ipv4.ip_local_port_range", "20000 30000"), ("kernel.shm_rmid_forced", "1"), ("net.core.somaxconn", "77")],
         memory_mib: 96,
         cpu_percent: 150,
+        privileged: true,
         ..PodSpec::default()
     };
     let pod = bed.cri()?.run_pod(&spec)?;

@@ -51,6 +51,8 @@ pub struct PodSpec {
     pub share_processes: bool,
     /// Whether it asks for the node's network.
     pub host_network: bool,
+    /// Whether one of its containers is privileged.
+    pub privileged: bool,
     /// Its limit of memory in MiB; 0 for none.
     pub memory_mib: i64,
     /// Its limit of processors in hundredths; 0 for none.
@@ -68,6 +70,7 @@ impl Default for PodSpec {
             annotations: HashMap::new(),
             share_processes: false,
             host_network: false,
+            privileged: false,
             memory_mib: 0,
             cpu_percent: 0,
             cgroup_parent: "",
@@ -254,6 +257,7 @@ impl Cri {
         let linux = pb::LinuxPodSandboxConfig {
             security_context: MessageField::some(pb::LinuxSandboxSecurityContext {
                 namespace_options: MessageField::some(options),
+                privileged: spec.privileged,
                 ..Default::default()
             }),
             sysctls: spec.sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
