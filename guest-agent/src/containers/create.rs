@@ -7,6 +7,7 @@ use super::{
     derive::{self, Accounts, Derived},
     device_nodes::Node,
     devices::{self, Access, Further},
+    disks::Disk,
     host_spec::{HostSpec, SpecError, printable},
     in_root::InRoot,
     launch::{LaunchError, launch},
@@ -134,7 +135,7 @@ impl Containers {
         let known = image.signed || sandbox.policy().names_images();
         let secrets = Opened::of(&derived.env, sandbox.broker(), known).await?;
         let cgroup = Cgroup::of(&workspace.name);
-        let disks = volumes.as_ref().map(|volumes| volumes.disks()).unwrap_or_default();
+        let disks = volumes.as_ref().map(|volumes| volumes.disks()).transpose()?.unwrap_or_default();
         let devices = give_devices(&cgroup, &host, &disks)?;
         cgroup.update(&host.resources)?;
         set_network(&host)?;
@@ -268,12 +269,12 @@ fn set_network(host: &HostSpec) -> Result<(), ContainerError> {
 
 /// Lets the container open the devices that it may have, before there is a process in its cgroup; gives those that it gets beyond the
 /// usual ones.
-fn give_devices(cgroup: &Cgroup, host: &HostSpec, disks: &[(String, String)]) -> Result<Vec<Node>, ContainerError> {
+fn give_devices(cgroup: &Cgroup, host: &HostSpec, disks: &[(String, Disk)]) -> Result<Vec<Node>, ContainerError> {
     let missing = host.disks.iter().find(|path| !disks.iter().any(|(destination, _)| destination == *path));
     if let Some(path) = missing {
         return Err(SpecError::Disk(path.clone()).into());
     }
-    let disks = disks.iter().map(|(destination, serial)| Node::disk(serial, destination)).collect::<Result<Vec<_>, _>>()?;
+    let disks = disks.iter().map(|(destination, disk)| Node::disk(*disk, destination)).collect::<Vec<_>>();
     let others = match &host.devices {
         Access::All => return Ok([Node::all(), disks].concat()),
         Access::Some(paths) => paths.iter().map(|path| Node::find(path)).collect::<Result<Vec<_>, _>>()?,

@@ -3,6 +3,7 @@
 
 use super::{
     devices::Further,
+    disks::Disk,
     host_spec::{SpecError, printable},
 };
 use nix::{
@@ -49,18 +50,9 @@ impl Node {
         }
     }
 
-    /// The disk with this serial, for a place in the container.
-    pub fn disk(serial: &str, destination: &str) -> Result<Self, SpecError> {
-        Self::disk_below(Path::new("/sys/block"), serial, destination).ok_or_else(|| SpecError::Disk(printable(destination)))
-    }
-
-    fn disk_below(sysfs: &Path, serial: &str, destination: &str) -> Option<Self> {
-        let read = |path: &Path, name: &str| fs::read_to_string(path.join(name)).map(|text| text.trim().to_owned()).ok();
-        let mut disks = fs::read_dir(sysfs).ok()?.flatten().map(|entry| entry.path());
-        let disk = disks.find(|path| read(path, "serial").as_deref() == Some(serial))?;
-        let numbers = read(&disk, "dev")?;
-        let (major, minor) = numbers.split_once(':')?;
-        Some(Self { path: destination.into(), block: true, major: major.parse().ok()?, minor: minor.parse().ok()?, mode: 0o660 })
+    /// A disk, for a place in the container.
+    pub fn disk(disk: Disk, destination: &str) -> Self {
+        Self { path: destination.into(), block: true, major: disk.major, minor: disk.minor, mode: 0o660 }
     }
 
     /// All devices of the guest but terminals.
@@ -127,20 +119,6 @@ mod tests {
         for path in ["/dev/no-such-device", "/dev", "/dev/fd", "/etc/passwd"] {
             assert!(matches!(Node::find(path), Err(SpecError::Device(_))), "{path}");
         }
-    }
-
-    #[test]
-    fn disks_are_found_by_their_serial() {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, serial, numbers) in [("vda", "scratch", "254:0"), ("vdb", "disk0", "254:16"), ("vdc", "disk1", "broken")] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-            fs::write(dir.path().join(name).join("serial"), serial).unwrap();
-            fs::write(dir.path().join(name).join("dev"), format!("{numbers}\n")).unwrap();
-        }
-        let find = |serial| Node::disk_below(dir.path(), serial, "/dev/xvda");
-        let disk = find("disk0").unwrap();
-        assert_eq!((disk.path.as_path(), disk.block, disk.major, disk.minor), (Path::new("/dev/xvda"), true, 254, 16));
-        assert_eq!((find("disk1"), find("disk2")), (None, None));
     }
 
     #[test]

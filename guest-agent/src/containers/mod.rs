@@ -6,6 +6,7 @@ mod create;
 pub mod derive;
 mod device_nodes;
 pub mod devices;
+mod disks;
 pub mod error;
 mod exec;
 pub mod host_spec;

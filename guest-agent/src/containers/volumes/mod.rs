@@ -14,7 +14,13 @@ mod shared;
 mod tests;
 mod unseal;
 
-use super::{ContainerError, MAX_CONTAINERS, in_root::InRoot, mounts::Binds};
+use super::{
+    ContainerError, MAX_CONTAINERS,
+    disks::Disk,
+    host_spec::{SpecError, printable},
+    in_root::InRoot,
+    mounts::Binds,
+};
 use crate::sandbox::Sandbox;
 use attestation::BrokerClient;
 use nix::{
@@ -277,10 +283,13 @@ impl Prepared {
         Ok(decided)
     }
 
-    /// Its disks: where each is to be, and its serial.
-    pub fn disks(&self) -> Vec<(String, String)> {
+    /// Its disks, and where each is to be. One that the guest does not have is an error.
+    pub fn disks(&self) -> Result<Vec<(String, Disk)>, SpecError> {
         let disk = |volume: &Volume| match &volume.source {
-            Source::Disk(serial) => Some((volume.destination.clone(), serial.clone())),
+            Source::Disk(serial) => {
+                let disk = Disk::with_serial(serial).ok_or_else(|| SpecError::Disk(printable(&volume.destination)));
+                Some(disk.map(|disk| (volume.destination.clone(), disk)))
+            }
             _ => None,
         };
         self.volumes.iter().filter_map(disk).collect()
