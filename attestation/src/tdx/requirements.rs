@@ -8,7 +8,8 @@
 //! min_tcb_date = "2024-11-13T00:00:00Z"              # of what the platform meets
 //! min_tee_tcb_svn = "07010300…"                      # 16 bytes, each a floor
 //! fmspc = ["b0c06f000000"]
-//! mr_seam = ["<48 bytes>"]                           # likewise mr_td, mr_owner, mr_owner_config, rtmr0, rtmr1, rtmr2, rtmr3
+//! mr_seam = ["<48 bytes>"]                           # likewise mr_td, mr_owner, mr_owner_config, rtmr0, rtmr1, rtmr2, rtmr3;
+//!                                                    # rtmr3 alone may be zeros: nothing was measured since the launch
 //! mr_service_td = ["<48 bytes>"]                     # none may be bound where nothing is said
 //! xfam = [0x602e7]
 //!
@@ -20,7 +21,7 @@
 
 use crate::{
     mismatch::{mismatch, shown},
-    rule_table::{Id, name, one_of, one_or_more},
+    rule_table::{Id, Register, name, one_of, one_or_more},
     tdx::{TcbStatus, TdxClaims, claims::Attribute},
 };
 use serde::{Deserialize, Deserializer, de::Error};
@@ -55,7 +56,7 @@ pub struct Requirements {
     #[serde(deserialize_with = "one_or_more")]
     rtmr2: Vec<Id<48>>,
     #[serde(deserialize_with = "one_or_more")]
-    rtmr3: Vec<Id<48>>,
+    rtmr3: Vec<Register>,
     xfam: Vec<u64>,
     attributes: AttributeBits,
 }

@@ -83,6 +83,14 @@ fn every_option_lets_in_and_keeps_out() {
 }
 
 #[test]
+fn that_nothing_was_measured_since_the_launch_can_be_demanded() {
+    let nothing = format!("rtmr3 = '{}'", "00".repeat(48));
+    assert_eq!(check(&nothing, &TdxClaims { rtmr3: [0; 48], ..claims() }), Ok(()));
+    assert!(check(&nothing, &claims()).unwrap_err().starts_with("tdx.rtmr3 is 0909"));
+    assert!(toml::from_str::<Requirements>("rtmr3 = '00'").unwrap_err().to_string().contains("expected 48 bytes"));
+}
+
+#[test]
 fn a_table_that_says_something_else_is_refused() {
     for (table, wanted) in [
         ("tcb_status = []", "an empty list says nothing"),
