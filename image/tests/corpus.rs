@@ -1,5 +1,5 @@
-//! The fuzz targets over their kept corpus, and over mutations of it: a short run for every change. The long one is `cargo +nightly fuzz run`
-//! in `fuzz/`; an input that it finds goes into the corpus, and is run here from then on.
+//! The fuzz targets over their kept corpus, and over mutations of it: a short run for every change. The long one is `scripts/fuzz`,
+//! guided by coverage; an input that it finds goes into the corpus, and is run here from then on.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

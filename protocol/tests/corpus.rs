@@ -1,5 +1,5 @@
 //! Every message and greeting of the line, from the fuzz targets' kept corpus and mutations of it: a short run for every change. The long one
-//! is `cargo +nightly fuzz run` in `fuzz/`.
+//! is `scripts/fuzz`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

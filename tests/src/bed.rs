@@ -276,7 +276,7 @@ fn start_snapshotter(name: &str, base: &Path, containerd: &Path, flags: &[&str])
     let socket = place::socket(base.join("snap.sock"))?;
     let mut command = Command::new(place::ours("cloister")?);
     command.arg("snapshotter").arg("--socket").arg(&socket).arg("--root").arg(base.join("snap"));
-    command.arg("--containerd").arg(containerd).args(flags);
+    command.arg("--containerd").arg(containerd).args(flags).env("CLOISTER_CONFIG", base.join("cloister.toml"));
     let mut daemon = Daemon::start(name, base, command)?;
     daemon.wait_until(START, "listening", || socket.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket()))?;
     Ok((daemon, socket))

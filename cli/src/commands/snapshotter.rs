@@ -1,7 +1,7 @@
 //! `cloister snapshotter`.
 
-use crate::{input, logger, snapshotter};
-use anyhow::Result;
+use crate::{input, logger, places::RegistryArgs, snapshotter};
+use anyhow::{Context, Result};
 use std::path::PathBuf;
 
 /// Where it keeps its records unless it is told otherwise.
@@ -36,15 +36,25 @@ pub(crate) struct Args {
     /// Unpack plain images as overlayfs would: where this is the snapshotter of other runtimes too, as in CRI of containerd 1.6
     #[arg(long)]
     unpack_plain: bool,
+    /// For layers of plain images that an encrypted image had first, so that containerd did not fetch them
+    #[command(flatten, next_help_heading = "With --unpack-plain, registries of plain images that share layers with encrypted ones")]
+    registry: RegistryArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     logger::install();
+    let mut registry = args.registry.clone();
+    if args.unpack_plain {
+        registry = registry.and_plain_http(runtime::config::Config::load()?.courier.plain_http);
+        // Once more for each image, as credentials change; but what cannot be read is said now.
+        registry.client().context("registries")?;
+    }
     let options = snapshotter::Options {
         address: args.address.clone(),
         root: args.root.clone(),
         containerd: args.containerd.clone(),
         unpack_plain: args.unpack_plain,
+        registry,
     };
     input::block_on(async move { snapshotter::serve(&options, input::asked_to_stop()?).await })
 }

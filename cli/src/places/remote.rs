@@ -31,9 +31,18 @@ pub(crate) struct RegistryArgs {
     /// Certificates to trust beside the web's (PEM)
     #[arg(long, value_name = "FILE")]
     registry_ca: Option<PathBuf>,
+    /// Mirrors, blocked and insecure registries (registries.conf, version 2)
+    #[arg(long, value_name = "FILE")]
+    registries_conf: Option<PathBuf>,
 }
 
 impl RegistryArgs {
+    /// Speaks plain HTTP with these too.
+    pub(crate) fn and_plain_http(mut self, hosts: Vec<String>) -> Self {
+        self.plain_http.extend(hosts);
+        self
+    }
+
     /// A client.
     pub(crate) fn client(&self) -> Result<Registry> {
         let roots = self.registry_ca.as_deref().map(input::text).transpose()?;
@@ -42,7 +51,11 @@ impl RegistryArgs {
         let proxies = Proxies::new(http.as_deref(), https.as_deref(), no_proxy.as_deref())?;
         let client = HttpClient::new(Arc::new(TcpDialer), roots.as_deref())?.through(proxies);
         let insecure: String = self.plain_http.iter().map(|host| format!("[[registry]]\nlocation = {host:?}\ninsecure = true\n")).collect();
-        let (credentials, registries) = (Arc::new(self.credentials()?), Registries::parse(&insecure)?);
+        let registries = match &self.registries_conf {
+            Some(path) => Registries::parse(&format!("{}\n{insecure}", input::text(path)?)).with_context(|| path.display().to_string())?,
+            None => Registries::parse(&insecure)?,
+        };
+        let credentials = Arc::new(self.credentials()?);
         Ok(Registry::new(client, Options { credentials, registries, ..Options::default() }))
     }
 

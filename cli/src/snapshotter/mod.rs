@@ -13,16 +13,19 @@
 //!   with the advice to run `cloister image prepare`, which does the labelled `Prepare` in their place; from then on `Stat` succeeds.
 //! - A container's directory is empty but for the names of users that its image runs as (`images`).
 //! - With `--unpack-plain`, for CRI of containerd 1.6, which has one snapshotter for all runtimes, the layers of plain images are unpacked as
-//!   overlayfs would have them (`mounts`): other runtimes on the node go on working.
+//!   overlayfs would have them (`mounts`): other runtimes on the node go on working. Layers that an encrypted image had first count as present
+//!   for containerd; they are unpacked when a plain image needs them (`backfill`).
 //! - `Stat` of a chain id that the metadata store knows and we do not (our directory was lost) is answered with "committed": there
 //!   was nothing in it to lose.
 
+mod backfill;
 mod images;
 mod mounts;
 mod pb;
 mod server;
 mod service;
 mod store;
+mod usage;
 
 pub(crate) use pb::snapshots as messages;
 pub(crate) use server::{Options, serve};

@@ -1,6 +1,7 @@
 //! Listens on a unix socket until it is told to end.
 
-use super::{images::Images, service::SnapshotService, store::Store};
+use super::{backfill::Backfill, images::Images, service::SnapshotService, store::Store};
+use crate::places::RegistryArgs;
 use anyhow::{Context, Result, bail};
 use futures_util::stream;
 use std::{
@@ -27,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) containerd: PathBuf,
     /// Whether plain images are unpacked, for other runtimes.
     pub(crate) unpack_plain: bool,
+    /// How registries are reached for what has to be unpacked later.
+    pub(crate) registry: RegistryArgs,
 }
 
 /// Serves until `stop`, then removes the socket. The snapshots stay.
@@ -44,7 +47,8 @@ pub(crate) async fn serve(options: &Options, stop: impl Future<Output = ()>) -> 
         Some((connection, listener))
     });
     let images = Arc::new(Images::new(&options.containerd));
-    let service = SnapshotService { store, images, unpack_plain: options.unpack_plain };
+    let backfill = options.unpack_plain.then(|| Backfill::new(store.clone(), images.clone(), options.registry.clone()));
+    let service = SnapshotService { store, images, backfill };
     let served = Server::builder().serve_with_incoming_shutdown(service, Box::pin(incoming), stop).await;
     let removed = fs::remove_file(&options.address);
     served.context("serve the snapshots API")?;
@@ -113,8 +117,13 @@ mod tests {
 
     /// Serves in a directory of its own; the sender ends it.
     async fn start(root: &Path) -> (Client, oneshot::Sender<()>, tokio::task::JoinHandle<Result<()>>) {
-        let options =
-            Options { address: root.join("s.sock"), root: root.join("state"), containerd: root.join("nobody.sock"), unpack_plain: false };
+        let options = Options {
+            address: root.join("s.sock"),
+            root: root.join("state"),
+            containerd: root.join("nobody.sock"),
+            unpack_plain: false,
+            registry: RegistryArgs::default(),
+        };
         let address = options.address.clone();
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(async move {
@@ -153,7 +162,11 @@ mod tests {
         let again: pb::MountsResponse = client.call("Mounts", key.clone()).await.unwrap();
         assert_eq!(again, mounts);
 
+        let used: pb::UsageResponse = client.call("Usage", key.clone()).await.unwrap();
+        assert_eq!(used.inodes, 1, "its directory");
         let parent = pb::KeyRequest { key: CHAIN.into(), ..Default::default() };
+        let used: pb::UsageResponse = client.call("Usage", parent.clone()).await.unwrap();
+        assert_eq!((used.inodes, used.size), (0, 0), "a promise");
         let refused = client.call::<_, pb::Empty>("Remove", parent.clone()).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         client.call::<_, pb::Empty>("Remove", key.clone()).await.unwrap();

@@ -2,10 +2,12 @@
 //! of a code generator of tonic's.
 
 use super::{
+    backfill::Backfill,
     images::{Chain, Images},
     messages as pb,
     mounts::Mounts,
     store::{Kind, LABEL_TARGET, Labels, Layer, Prepared, Snapshot, Store, StoreError, chain_to_unpack},
+    usage,
 };
 use futures_util::{
     TryFutureExt,
@@ -33,11 +35,12 @@ const SERVICE: &str = "/containerd.services.snapshots.v1.Snapshots/";
 const BATCH: usize = 100;
 
 /// Answers containerd out of a [`Store`].
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct SnapshotService {
     pub(crate) store: Arc<Store>,
     pub(crate) images: Arc<Images>,
-    pub(crate) unpack_plain: bool,
+    /// Where plain images are unpacked, for other runtimes.
+    pub(crate) backfill: Option<Arc<Backfill>>,
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -68,7 +71,7 @@ async fn route(service: &SnapshotService, request: http::Request<Body>) -> http:
         "Remove" => unary(request, |m| remove(store, &m)).await,
         "Stat" => unary(request, |m| stat(store, &m)).await,
         "Update" => unary(request, |m| update(store, m)).await,
-        "Usage" => unary(request, |m| usage(store, &m)).await,
+        "Usage" => waiting(request, |m| usage(store, m)).await,
         "Cleanup" => unary(request, |_: pb::Empty| cleanup(store)).await,
         "List" => list(request, store).await,
         _ => Status::unimplemented("no such method of the snapshots service").into_http(),
@@ -81,10 +84,18 @@ async fn prepare(service: &SnapshotService, message: pb::PrepareRequest) -> Resu
     let target = promised.or_else(|| chain_to_unpack(&message.key));
     let layer = match target {
         // Whoever can be promised a layer is, unless another runtime may need it.
-        Some(chain) if service.unpack_plain || promised.is_none() => layer(service, &message.key, chain).await,
+        Some(chain) if service.backfill.is_some() || promised.is_none() => layer(service, &message.key, chain).await,
         _ => Layer::Promised,
     };
     let of_container = target.is_none();
+    if of_container {
+        complete(service, &message.key, &message.parent).await?;
+    } else if layer == Layer::Kept
+        && let Err(why) = complete(service, &message.key, &message.parent).await
+    {
+        // The image is here all the same, for Cloister; a container of another runtime is told.
+        log::warn!(snapshot = message.key.as_str(), parent = message.parent.as_str(); "not unpacked: {}", why.message());
+    }
     match service.store.prepare(&message.key, &message.parent, labels, layer).map_err(refused)? {
         Prepared::Mountable(mounts) => {
             if let (true, Mounts::Own(path, _)) = (of_container, &mounts) {
@@ -99,14 +110,23 @@ async fn prepare(service: &SnapshotService, message: pb::PrepareRequest) -> Resu
 /// What becomes of the layers up to `chain`, which `key` is to be unpacked for.
 async fn layer(service: &SnapshotService, key: &str, chain: &str) -> Layer {
     match service.images.chain(key, chain).await {
-        Chain { plain: true, encrypted: false } if service.unpack_plain => Layer::Kept,
+        Chain { plain: true, encrypted: false, .. } if service.backfill.is_some() => Layer::Kept,
         // Who unpacks an encrypted one instead, of which there is a plain one too, is told by containerd that he cannot.
         Chain { plain: true, .. } => Layer::Dropped,
         Chain { plain: false, .. } => Layer::Promised,
     }
 }
 
+/// Unpacks what is below a snapshot, if other runtimes may need it and it was not unpacked when it was pulled.
+async fn complete(service: &SnapshotService, key: &str, parent: &str) -> Result<(), Status> {
+    match &service.backfill {
+        Some(backfill) => backfill.complete(key, parent).await.map_err(Status::failed_precondition),
+        None => Ok(()),
+    }
+}
+
 async fn view(service: &SnapshotService, message: pb::PrepareRequest) -> Result<pb::MountsResponse, Status> {
+    complete(service, &message.key, &message.parent).await?;
     let mounts = service.store.view(&message.key, &message.parent, labels(message.labels)).map_err(refused)?;
     if let Mounts::Own(path, _) = &mounts {
         service.images.provide_users(path, &message.key, &message.parent).await;
@@ -138,10 +158,13 @@ fn update(store: &Store, message: pb::UpdateRequest) -> Result<pb::InfoResponse,
     store.update(&info.name, labels(info.labels), &fields).map(respond).map_err(refused)
 }
 
-/// Nothing is stored on the host for a snapshot, so nothing is used.
-fn usage(store: &Store, message: &pb::KeyRequest) -> Result<pb::UsageResponse, Status> {
+async fn usage(store: &Store, message: pb::KeyRequest) -> Result<pb::UsageResponse, Status> {
     store.stat(&message.key).map_err(refused)?;
-    Ok(pb::UsageResponse::new())
+    let root = store.files_of(&message.key).map_err(refused)?;
+    let counted = tokio::task::spawn_blocking(move || usage::of(&root).map_err(|source| StoreError::File { path: root, source })).await;
+    let usage::Usage { bytes, inodes } = counted.map_err(|error| Status::internal(error.to_string()))?.map_err(refused)?;
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    Ok(pb::UsageResponse { size: signed(bytes), inodes: signed(inodes), ..Default::default() })
 }
 
 fn cleanup(store: &Store) -> Result<pb::Empty, Status> {

@@ -1,4 +1,4 @@
-//! The snapshots: one small JSON file for each, and for each that can be mounted one empty directory.
+//! The snapshots: one small JSON file for each, and for each that can be mounted one directory.
 //!
 //! ```text
 //! <root>/lock                  held by the running snapshotter
@@ -10,6 +10,10 @@
 //! A directory is made before its record and removed after it, so what a crash leaves is a directory without a record, which the
 //! next start removes. Records are not synced to the disk: what a power failure takes is either about a container that the same
 //! failure ended, or a chain id that [`Store::stat`] makes good.
+
+mod filling;
+
+pub(crate) use filling::Link;
 
 use super::mounts::{self, Mounts};
 use nix::fcntl::{Flock, FlockArg};
@@ -89,6 +93,9 @@ pub(crate) struct Snapshot {
     /// Its directory holds a layer's files, or will.
     #[serde(default)]
     unpacked: bool,
+    /// It hides all that is below it, which overlayfs does not see in a layer's own root.
+    #[serde(default)]
+    hides: bool,
 }
 
 /// What becomes of a layer that a client is about to unpack.
@@ -138,6 +145,7 @@ impl Store {
         let store = Self { root: root.to_owned(), state: Mutex::default(), _lock: lock };
         store.load()?;
         store.cleanup()?;
+        store.clear_unfinished()?;
         Ok(store)
     }
 
@@ -174,7 +182,7 @@ impl Store {
 
     /// A new writable snapshot or, with [`LABEL_TARGET`], the promise that the target is there, as `layer` has it.
     pub(crate) fn prepare(&self, name: &str, parent: &str, labels: Labels, layer: Layer) -> Result<Prepared, StoreError> {
-        let kept = layer == Layer::Kept && self.is_whole(name, parent);
+        let kept = layer == Layer::Kept && self.is_whole(parent);
         match labels.get(LABEL_TARGET).cloned() {
             Some(target) if !kept => {
                 self.promise(name, &target, parent, labels)?;
@@ -183,17 +191,6 @@ impl Store {
             None if layer == Layer::Promised && chain_to_unpack(name).is_some() => Err(StoreError::Unpacking),
             _ => self.create(name, parent, Kind::Active, labels, kept).map(Prepared::Mountable),
         }
-    }
-
-    /// Whether the files of `parent` and of all below it are here. An encrypted image that came first has promised those that it shares with
-    /// a plain one, and containerd will not unpack them again: half a root file system would be worse than none.
-    fn is_whole(&self, name: &str, parent: &str) -> bool {
-        let whole = parent.is_empty() || self.state().by_name.get(parent).is_some_and(|layer| layer.unpacked);
-        if !whole {
-            log::warn!(snapshot = name, parent; "not unpacked for other runtimes: the layers below it are there for an encrypted image only. \
-                To have them run this image too, remove both images, and pull this one first");
-        }
-        whole
     }
 
     /// A new read-only snapshot.
@@ -227,8 +224,17 @@ impl Store {
         }
         let id = state.last_id + 1;
         let now = now();
-        let snapshot =
-            Snapshot { id, name: name.to_owned(), parent: parent.to_owned(), kind, created: now, updated: now, labels, unpacked };
+        let snapshot = Snapshot {
+            id,
+            name: name.to_owned(),
+            parent: parent.to_owned(),
+            kind,
+            created: now,
+            updated: now,
+            labels,
+            unpacked,
+            hides: false,
+        };
         if kind != Kind::Committed {
             for path in [self.directory(id), self.work_directory(id)] {
                 fs::create_dir_all(&path).map_err(|source| StoreError::File { path, source })?;
@@ -255,6 +261,9 @@ impl Store {
         let (mut lower, mut parent) = (Vec::new(), &snapshot.parent);
         while let Some(layer) = state.by_name.get(parent).filter(|layer| layer.unpacked) {
             lower.push(self.directory(layer.id));
+            if layer.hides {
+                break;
+            }
             parent = &layer.parent;
         }
         Ok(mounts::of(self.directory(snapshot.id), self.work_directory(snapshot.id), lower, writable))
@@ -342,11 +351,7 @@ impl Store {
     fn erase(&self, id: u64) -> Result<(), StoreError> {
         let path = self.record_path(id);
         fs::remove_file(&path).map_err(|source| StoreError::File { path, source })?;
-        let path = self.root.join("snapshots").join(id.to_string());
-        match fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::File { path, source }),
-            _ => Ok(()),
-        }
+        self.remove_directory(id)
     }
 
     fn write(&self, snapshot: &Snapshot) -> Result<(), StoreError> {

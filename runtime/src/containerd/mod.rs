@@ -15,6 +15,7 @@ use grpc::ProtobufCodec;
 use http::uri::PathAndQuery;
 use protobuf::Message;
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,6 +27,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+/// The label with the repositories of one registry that a blob was pulled from (containerd, core/remotes/docker/handler.go).
+const SOURCE: &str = "containerd.io/distribution.source.";
+/// Most repositories of one manifest that count.
+const MAX_REPOSITORIES: usize = 16;
 /// How long containerd may take for a call that reads its metadata.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -68,6 +73,15 @@ pub struct ImageTarget {
     pub size: u64,
 }
 
+/// A manifest in containerd's content store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredManifest {
+    /// Its digest.
+    pub digest: String,
+    /// The repositories that it was pulled from, as `registry/repository`, without the registry's port; none where it was imported.
+    pub repositories: Vec<String>,
+}
+
 /// A connection to containerd, in one namespace. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -101,26 +115,29 @@ impl Client {
         let request = pb::GetImageRequest { name: name.to_owned(), ..Default::default() };
         let path = PathAndQuery::from_static("/containerd.services.images.v1.Images/Get");
         let answer: Option<pb::GetImageResponse> = self.get("Images.Get", name, path, request).await?;
-        let image = answer.and_then(|a| a.image.into_option());
-        Ok(image.and_then(|image| {
-            let target = image.target.into_option()?;
-            let size = u64::try_from(target.size).ok()?;
-            Some(ImageTarget { name: image.name, digest: target.digest, media_type: target.media_type, size })
-        }))
+        Ok(answer.and_then(|a| a.image.into_option()).and_then(target))
     }
 
-    /// Digests of all manifests of the namespace: what refers to a config. Also of images that are still being pulled.
-    pub async fn manifests(&self) -> Result<Vec<String>, ContainerdError> {
+    /// All images of the namespace. One that is still being pulled has no name yet.
+    pub async fn images(&self) -> Result<Vec<ImageTarget>, ContainerdError> {
+        let path = PathAndQuery::from_static("/containerd.services.images.v1.Images/List");
+        let answer: Option<pb::ListImagesResponse> = self.get("Images.List", "images", path, pb::ListImagesRequest::new()).await?;
+        Ok(answer.unwrap_or_default().images.into_iter().filter_map(target).collect())
+    }
+
+    /// All manifests of the namespace: what refers to a config. Also of images that are still being pulled.
+    pub async fn manifests(&self) -> Result<Vec<StoredManifest>, ContainerdError> {
         let failed = |status| ContainerdError::Call { call: "Content.List", what: "manifests".to_owned(), status: Box::new(status) };
         let filters = vec!["labels.\"containerd.io/gc.ref.content.config\"".to_owned()];
         let request = pb::ListContentRequest { filters, ..Default::default() };
         let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/List");
         let mut answers: Streaming<pb::ListContentResponse> = self.stream(path, request).await.map_err(failed)?;
-        let mut digests = Vec::new();
+        let mut manifests = Vec::new();
         while let Some(answer) = answers.message().await.map_err(failed)? {
-            digests.extend(answer.info.into_iter().map(|info| info.digest));
+            let stored = |info: pb::Info| StoredManifest { repositories: repositories(&info.labels), digest: info.digest };
+            manifests.extend(answer.info.into_iter().map(stored));
         }
-        Ok(digests)
+        Ok(manifests)
     }
 
     /// A unary call of any service, at `/<service>/<method>`; NotFound is `None`. `call` and `what` stand in the error.
@@ -160,5 +177,39 @@ impl Client {
         request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
         request.set_timeout(CALL_TIMEOUT);
         request
+    }
+}
+
+fn target(image: pb::Image) -> Option<ImageTarget> {
+    let target = image.target.into_option()?;
+    let size = u64::try_from(target.size).ok()?;
+    Some(ImageTarget { name: image.name, digest: target.digest, media_type: target.media_type, size })
+}
+
+fn repositories(labels: &HashMap<String, String>) -> Vec<String> {
+    let mut found: Vec<String> = labels
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix(SOURCE)?, value)))
+        .flat_map(|(registry, value)| value.split(',').map(move |repository| format!("{registry}/{repository}")))
+        .collect();
+    found.sort_unstable();
+    found.truncate(MAX_REPOSITORIES);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_says_where_a_manifest_came_from() {
+        let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let labels = [
+            label("containerd.io/gc.ref.content.config", "sha256:aa"),
+            label("containerd.io/distribution.source.docker.io", "library/a,library/b"),
+            label("containerd.io/distribution.source.127.0.0.1", "a"),
+        ];
+        assert_eq!(repositories(&HashMap::from(labels)), ["127.0.0.1/a", "docker.io/library/a", "docker.io/library/b"]);
+        assert!(repositories(&HashMap::new()).is_empty());
     }
 }
