@@ -227,7 +227,8 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use vectors::{folder, read};
+
+    mod recorded;
 
     /// A log in the firmware's form, one SHA-256 digest in each entry.
     pub(crate) fn log(entries: &[(u32, u32, [u8; 32], &[u8])]) -> Vec<u8> {
@@ -290,36 +291,5 @@ pub(crate) mod tests {
         let size = endless.len() - 8;
         endless[size..size + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(EventLog::parse(&endless, Bank::Sha256), Err(EventLogError::Truncated(1)));
-    }
-
-    #[test]
-    fn logs_of_real_machines_are_read() {
-        let Some(folder) = folder().map(|folder| folder.join("eventlog")) else { return };
-        let cases = [
-            ("gotpm_ubuntu-2404-amd-sevsnp.bin", Bank::Sha256, 116),
-            ("gotpm_cos-101-amd-sev.bin", Bank::Sha256, 48),
-            ("dstack_tpm_eventlog.bin", Bank::Sha256, 43),
-            ("dstack_ccel.bin", Bank::Sha384, 18),
-            ("gotdx_ccel_data.dat", Bank::Sha384, 43),
-            ("trustee_CCEL_data_ovmf", Bank::Sha384, 20),
-            ("trustee_CCEL_data_grub", Bank::Sha384, 37),
-            ("trustee_CCEL_AAEL_alibabacloud", Bank::Sha384, 87),
-        ];
-        for (name, bank, events) in cases {
-            let bytes = read(&folder, name);
-            let log = EventLog::parse(&bytes, bank).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(log.events().len(), events, "{name}");
-        }
-    }
-
-    /// A cloud's TPM signed, over its PCRs 0 to 2, the digest that this log gives.
-    #[test]
-    fn a_recorded_log_gives_the_registers_of_its_quote() {
-        let Some(folder) = folder() else { return };
-        let bytes = read(&folder, "eventlog/dstack_tpm_eventlog.bin");
-        let quote = read(&folder, "tpm/dstack_tpm_quote_sample.bin");
-        let registers = EventLog::parse(&bytes, Bank::Sha256).unwrap().replay();
-        let concatenated = [0, 1, 2].map(|index| registers[&index].clone()).concat();
-        assert_eq!(Sha256::digest(concatenated)[..], quote[quote.len() - 32..]);
     }
 }

@@ -125,11 +125,13 @@ mod tests {
     /// Trustee's recorded set, and its keys for other algorithms, which no token of its is signed with.
     #[test]
     fn trustees_sets_are_read() {
-        let Some(folder) = vectors() else { return };
-        let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+        let Some(folder) = vectors::folder().map(|folder| folder.join("kbs")) else { return };
+        let read = |name: &str| vectors::read(&folder, name);
         let jwks = Jwks::parse(&read("trustee_expected-jwks.json")).unwrap();
         assert_eq!(jwks.0.len(), 1);
-        for name in ["trustee_jwk_scenario01.json", "trustee_jwk_scenario03.json", "trustee_jwk_scenario05.json"] {
+        for name in
+            ["trustee_jwk_scenario01.json", "trustee_jwk_scenario03.json", "trustee_jwk_scenario05.json", "trustee_jwk_scenario06.json"]
+        {
             let rsa: Value = serde_json::from_slice(&read(name)).unwrap();
             assert!(Jwks::parse(&set(&[rsa])).unwrap_err().to_string().contains("no key for ES256"), "{name}");
         }
@@ -138,8 +140,8 @@ mod tests {
     /// Trustee's example of claims, signed by a key of ours: read as it is, and expired as it is.
     #[test]
     fn trustees_claims_are_read() {
-        let Some(folder) = vectors() else { return };
-        let claims: Value = serde_json::from_slice(&std::fs::read(folder.join("trustee_example.token.json")).unwrap()).unwrap();
+        let Some(folder) = vectors::folder() else { return };
+        let claims: Value = serde_json::from_slice(&vectors::read(&folder, "kbs/trustee_example.token.json")).unwrap();
         let signer = TokenSigner::generate().unwrap();
         let key = SigningKey::from_slice(&signer.to_bytes()).unwrap();
         let (jwks, issued) = (Jwks::parse(&set(&[signer.jwk()])).unwrap(), claims["iat"].as_u64().unwrap());
@@ -147,16 +149,5 @@ mod tests {
         let read = jwks.verify(&token, issued).unwrap();
         assert_eq!(read["submods"]["cpu0"]["ear.status"], "contraindicated");
         assert!(matches!(jwks.verify(&token, issued + 1_000_000_000), Err(TokenError::Expired(_))));
-    }
-
-    /// The recorded messages, beside the checkout or where `CLOISTER_VECTORS` says.
-    fn vectors() -> Option<std::path::PathBuf> {
-        let beside = || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
-        let folder = std::env::var_os("CLOISTER_VECTORS").map_or_else(beside, Into::into).join("kbs");
-        if folder.is_dir() {
-            return Some(folder);
-        }
-        eprintln!("not run: {} is not there", folder.display());
-        None
     }
 }

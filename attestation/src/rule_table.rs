@@ -29,6 +29,35 @@ impl<'de, const N: usize> Deserialize<'de> for Id<N> {
     }
 }
 
+/// A register of TDX that may be demanded to be untouched: unlike an id's, its zeros say something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Register([u8; 48]);
+
+impl<'de> Deserialize<'de> for Register {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = hex::decode(String::deserialize(deserializer)?).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or_else(|| D::Error::custom("expected 48 bytes in hexadecimal"))
+    }
+}
+
+impl AsRef<[u8; 48]> for Register {
+    fn as_ref(&self) -> &[u8; 48] {
+        &self.0
+    }
+}
+
+impl Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl<const N: usize> AsRef<[u8; N]> for Id<N> {
+    fn as_ref(&self) -> &[u8; N] {
+        &self.0
+    }
+}
+
 impl<const N: usize> Display for Id<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))
@@ -36,8 +65,15 @@ impl<const N: usize> Display for Id<N> {
 }
 
 /// Whether an id is one of a list; an empty list wants nothing.
-pub(crate) fn one_of<const N: usize>(claim: &str, found: &[u8; N], wanted: &[Id<N>], remedy: &str) -> Result<(), String> {
-    if wanted.is_empty() || wanted.iter().any(|id| id.0 == *found) { Ok(()) } else { Err(mismatch(claim, &shown(found), wanted, remedy)) }
+pub(crate) fn one_of<const N: usize, T>(claim: &str, found: &[u8; N], wanted: &[T], remedy: &str) -> Result<(), String>
+where
+    T: AsRef<[u8; N]> + Display,
+{
+    if wanted.is_empty() || wanted.iter().any(|id| id.as_ref() == found) {
+        Ok(())
+    } else {
+        Err(mismatch(claim, &shown(found), wanted, remedy))
+    }
 }
 
 /// A bit by the name that rules use.

@@ -2,9 +2,11 @@
 //! header carries the verifier's public key as `jwk` and its `kid`; who relies on a token compares it with the key that it knows, or takes
 //! that from the broker's JWK set ([`crate::jwks`]).
 //!
-//! Evidence of type `sample` gets the status `contraindicated`, never `affirming`: not "nothing is known", which a careless reader might
-//! take for no objection, but a reason to refuse, with the hardware claim 97 (AR4SI: hardware not recognized). A broker in development
-//! marks every token, whatever the TEE, with `cloister.development: true`.
+//! `affirming` is for a processor whose maker's signature was verified. Evidence of type `sample`, and of a TPM, gets `contraindicated`: not
+//! "nothing is known", which a careless reader might take for no objection, but a reason to refuse, with the hardware claim 97 (AR4SI:
+//! hardware that is not recognised). A host can emulate a TPM, nobody vouches for its key, and the rule that names it stays at the broker;
+//! who knows whose key that is finds it in the claims (`tpm.ak`). A broker in development marks every token, whatever the TEE, with
+//! `cloister.development: true`.
 
 use crate::{
     encoding::{from_url, url},
@@ -150,10 +152,11 @@ impl TokenSigner {
 
     /// The token of one handshake.
     pub fn sign(&self, ear: &Ear, nonce: &str) -> String {
-        let hardware = if ear.claims.tee == Tee::Sample { 97 } else { 2 };
+        let vouched_for = matches!(ear.claims.tee, Tee::Snp | Tee::Tdx);
+        let hardware = if vouched_for { 2 } else { 97 };
         // A guest in debugging is genuine, and whoever relies on its token has nothing of that.
         let debug = ear.claims.is_debug();
-        let status = if ear.claims.tee == Tee::Sample || debug { "contraindicated" } else { "affirming" };
+        let status = if vouched_for && !debug { "affirming" } else { "contraindicated" };
         let configuration = if debug { 96 } else { 0 };
         let body = json!({
             "eat_profile": PROFILE,
@@ -281,6 +284,26 @@ mod tests {
         let real = body(&signer.sign(&ear(Tee::Snp), "n"));
         assert_eq!(real["submods"]["cpu0"]["ear.status"], "affirming");
         assert_eq!(real["cloister.development"], true, "a broker in development marks every token");
+    }
+
+    #[test]
+    fn only_hardware_that_its_maker_vouches_for_is_affirming() {
+        let signer = TokenSigner::generate().unwrap();
+        let all = [
+            (Tee::Snp, "affirming", 2),
+            (Tee::Tdx, "affirming", 2),
+            (Tee::Tpm, "contraindicated", 97),
+            (Tee::Sample, "contraindicated", 97),
+            (Tee::SampleDevice, "contraindicated", 97),
+            (Tee::AzSnpVtpm, "contraindicated", 97),
+            (Tee::Cca, "contraindicated", 97),
+        ];
+        for (tee, status, hardware) in all {
+            let production = Ear { development: false, ..ear(tee) };
+            let token = body(&signer.sign(&production, "n"));
+            let cpu = &token["submods"]["cpu0"];
+            assert_eq!((&cpu["ear.status"], &cpu["ear.trustworthiness-vector"]["hardware"]), (&json!(status), &json!(hardware)), "{tee}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use ring::signature::{RSA_PSS_2048_8192_SHA384, UnparsedPublicKey};
 use thiserror::Error;
 use x509_cert::{
     Certificate,
+    crl::CertificateList,
     der::{Decode, Encode, Reader, SliceReader, asn1::ObjectIdentifier},
     name::Name,
     time::Validity,
@@ -35,6 +36,22 @@ pub enum X509Error {
         /// Whose.
         subject: String,
         /// Who should have.
+        issuer: String,
+    },
+    /// A list of revoked certificates that says nothing, or nothing any more.
+    #[error("list of what {issuer} revoked: {reason}")]
+    Revocations {
+        /// Whose.
+        issuer: String,
+        /// Why.
+        reason: String,
+    },
+    /// Taken back by who signed it.
+    #[error("certificate {subject}: revoked by {issuer}")]
+    Revoked {
+        /// Whose.
+        subject: String,
+        /// By whom.
         issuer: String,
     },
     /// Too early or too late.
@@ -69,16 +86,8 @@ impl X509 {
         }
         let malformed = |e: x509_cert::der::Error| X509Error::Malformed(e.to_string());
         let inner = Certificate::from_der(bytes).map_err(malformed)?;
-        // Not encoded anew: the signature is over these bytes, whatever this parser would make of them.
-        let mut reader = SliceReader::new(bytes).map_err(malformed)?;
-        let signed = reader.sequence(|r| {
-            let signed = r.tlv_bytes()?.to_vec();
-            r.tlv_bytes()?;
-            r.tlv_bytes()?;
-            Ok::<_, x509_cert::der::Error>(signed)
-        });
         let subject = common_name(inner.tbs_certificate().subject());
-        Ok(Self { signed: signed.map_err(malformed)?, inner, subject })
+        Ok(Self { signed: signed_part(bytes).map_err(malformed)?, inner, subject })
     }
 
     /// Reads all certificates of a PEM file; text around them is ignored.
@@ -141,6 +150,53 @@ impl X509 {
     pub fn small_number(&self, number: &ObjectIdentifier) -> Option<u8> {
         u8::from_der(self.extension(number)?).ok()
     }
+}
+
+/// What an issuer has taken back (RFC 5280, section 5).
+#[derive(Debug)]
+pub struct Crl {
+    signed: Vec<u8>,
+    inner: CertificateList,
+}
+
+impl Crl {
+    /// Reads DER.
+    pub fn parse(bytes: &[u8]) -> Result<Self, X509Error> {
+        let malformed = |e: x509_cert::der::Error| X509Error::Malformed(format!("nor a list of revoked ones: {e}"));
+        let inner = CertificateList::from_der(bytes).map_err(malformed)?;
+        Ok(Self { signed: signed_part(bytes).map_err(malformed)?, inner })
+    }
+
+    /// Whether this certificate still stands, by a list that its `issuer` signed (as [`X509::verify_issued_by`]) and that holds at `now`. A list
+    /// of somebody else's, a changed one and one that has run out are errors: they say nothing.
+    pub fn verify_stands(&self, certificate: &X509, issuer: &X509, now: u64) -> Result<(), X509Error> {
+        let refused = |reason: &str| Err(X509Error::Revocations { issuer: issuer.subject.clone(), reason: reason.to_owned() });
+        let CertificateList { tbs_cert_list: list, signature_algorithm, signature } = &self.inner;
+        let key = UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, issuer.public_key());
+        let signed = signature_algorithm.oid == RSA_PSS && key.verify(&self.signed, signature.raw_bytes()).is_ok();
+        if list.issuer != *issuer.inner.tbs_certificate().subject() || !signed {
+            return refused("it did not sign this list");
+        }
+        let until = list.next_update.as_ref().map_or(0, |time| time.to_unix_duration().as_secs());
+        if !(list.this_update.to_unix_duration().as_secs()..=until).contains(&now) {
+            return refused("it holds at another time; fetch a new one");
+        }
+        let serial = certificate.inner.tbs_certificate().serial_number();
+        if list.revoked_certificates.iter().flatten().any(|revoked| revoked.serial_number == *serial) {
+            return Err(X509Error::Revoked { subject: certificate.subject.clone(), issuer: issuer.subject.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// The first of the three parts of what is signed. Not encoded anew: the signature is over these bytes, whatever a parser would make of them.
+fn signed_part(bytes: &[u8]) -> Result<Vec<u8>, x509_cert::der::Error> {
+    SliceReader::new(bytes)?.sequence(|r| {
+        let signed = r.tlv_bytes()?.to_vec();
+        r.tlv_bytes()?;
+        r.tlv_bytes()?;
+        Ok(signed)
+    })
 }
 
 /// For error texts and for finding an issuer, whose whole name is compared afterwards.

@@ -3,7 +3,7 @@
 
 use crate::{
     snp::{Generation, SigningKey},
-    x509::{X509, X509Error},
+    x509::{Crl, X509, X509Error},
 };
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -51,6 +51,11 @@ impl Issuer {
     pub fn verify_time(&self, now: u64) -> Result<(), X509Error> {
         self.certificate.verify_time(now)?;
         self.root.verify_time(now)
+    }
+
+    /// Whether the root has not revoked it, by a list of the root's.
+    pub fn verify_stands(&self, revocations: &Crl, now: u64) -> Result<(), X509Error> {
+        revocations.verify_stands(&self.certificate, &self.root, now)
     }
 }
 
@@ -107,6 +112,35 @@ fn read(generation: Generation, file: &str, digest: Option<&str>) -> Result<[Iss
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What others have from AMD: the same certificates, each of ours in at least one file.
+    #[test]
+    fn others_have_the_same_certificates() {
+        let Some(folder) = vectors::folder() else { return };
+        let digest = |certificate: &X509| Sha256::digest(certificate.der().unwrap());
+        let certificates = |text: &[u8]| X509::parse_pem(text).unwrap().iter().map(digest).collect::<Vec<_>>();
+        let ours: Vec<_> = FILES.iter().flat_map(|(_, file, _)| certificates(file.as_bytes())).collect();
+        let mut missing = ours.clone();
+        for name in [
+            "dstack_milan_ask.pem",
+            "genoa_ask_ark_asvk.pem",
+            "gosev_ask_ark_genoa.pem",
+            "gosev_ask_ark_genoa_vlek.pem",
+            "gosev_ask_ark_milan.pem",
+            "gosev_ask_ark_milan_vlek.pem",
+            "gosev_ask_ark_turin_vcek.pem",
+            "gosev_ask_ark_turin_vlek.pem",
+            "milan_ask_ark_asvk.pem",
+            "turin_ask_ark_asvk.pem",
+            "virtee_milan_ask_ark.pem",
+            "virtee_turin_ask_ark.pem",
+        ] {
+            let theirs = certificates(&vectors::read(&folder.join("snp"), name));
+            assert!(!theirs.is_empty() && theirs.iter().all(|one| ours.contains(one)), "{name}");
+            missing.retain(|one| !theirs.contains(one));
+        }
+        assert!(missing.is_empty());
+    }
 
     #[test]
     fn amds_certificates_hold_and_no_others() {

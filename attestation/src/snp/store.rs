@@ -2,7 +2,7 @@
 //!
 //! The directory is both an offline store that an administrator may fill and the cache of what was fetched:
 //! `<generation>/<chip id>-<versions>.der` is written, and Trustee's `vcek/<chip id>/vcek.der` is read too; a provider's key is
-//! `<generation>/vlek.der`. Nothing that is found is trusted before it is verified, and nothing is stored before either.
+//! `<generation>/vlek.der`, and what AMD's root has revoked is `<generation>/crl.der`. Nothing that is found is trusted before it is verified, and nothing is stored before either.
 //!
 //! AMD's service answers 429 when it is asked too often. Then nobody asks it until the time that it names is over; who is in a hurry
 //! fails with a text that says so.
@@ -26,6 +26,9 @@ pub const AMD_SERVICE: &str = "https://kdsintf.amd.com";
 
 /// Certificates kept in memory; chips of a large fleet.
 const MAX_REMEMBERED: usize = 4096;
+
+/// Longest list of revoked certificates, in bytes.
+const MAX_CRL: u64 = 1 << 20;
 
 /// How long one guest's handshake may wait for AMD's service, over all attempts.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -161,16 +164,17 @@ impl CertificateStore {
         let mut paths = vec![name.file()];
         paths.extend((!name.chip.is_empty()).then_some(trustees));
         for path in paths.iter().map(|path| directory.join(path)) {
-            match fs::metadata(&path) {
-                Ok(metadata) if metadata.len() <= MAX_CERTIFICATE as u64 => {
-                    return fs::read(&path).map(Some).map_err(|source| StoreError::File { path, source });
-                }
-                Ok(_) => return Err(StoreError::File { path, source: io::Error::other(format!("longer than {MAX_CERTIFICATE} bytes")) }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(StoreError::File { path, source }),
+            if let Some(found) = read(path, MAX_CERTIFICATE as u64)? {
+                return Ok(Some(found));
             }
         }
         Ok(None)
+    }
+
+    /// What AMD's root of this generation has revoked, where the directory says so. Read each time: a new one counts from when it is there.
+    pub fn revocations(&self, generation: Generation) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(directory) = &self.directory else { return Ok(None) };
+        read(directory.join(generation.to_string()).join("crl.der"), MAX_CRL)
     }
 
     /// Asks the service. Verify what it gives, then [`CertificateStore::keep`] it.
@@ -249,6 +253,16 @@ impl Service {
         };
         let answer = timeout(ANSWER_TIMEOUT, exchange).await;
         answer.map_err(|_| failed(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))?
+    }
+}
+
+/// A file, if it is there.
+fn read(path: PathBuf, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    match fs::metadata(&path) {
+        Ok(metadata) if metadata.len() <= max => fs::read(&path).map(Some).map_err(|source| StoreError::File { path, source }),
+        Ok(_) => Err(StoreError::File { path, source: io::Error::other(format!("longer than {max} bytes")) }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreError::File { path, source }),
     }
 }
 

@@ -27,6 +27,15 @@ pub const TURIN: &[u8] = include_bytes!("../../testdata/snp/vcek_turin.der");
 /// A chip's key that does not say which chip.
 pub const NAMELESS: &[u8] = include_bytes!("../../testdata/snp/vcek_milan_nohwid.der");
 
+/// A list of the root of [`milan`] without an entry.
+pub const CRL_NONE: &[u8] = include_bytes!("../../testdata/snp/crl_milan_none.der");
+/// One in which the issuer of chips' keys is.
+pub const CRL_ASK: &[u8] = include_bytes!("../../testdata/snp/crl_milan_ask.der");
+/// One that has run out at [`NOW`].
+pub const CRL_STALE: &[u8] = include_bytes!("../../testdata/snp/crl_milan_stale.der");
+/// One of the other root, without an entry.
+pub const CRL_TURIN: &[u8] = include_bytes!("../../testdata/snp/crl_turin_none.der");
+
 /// A verifier that takes these roots for AMD's.
 pub fn verifier(store: CertificateStore) -> SnpVerifier {
     let milan = include_str!("../../testdata/snp/roots_milan.pem");

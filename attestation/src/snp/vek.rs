@@ -8,7 +8,7 @@ use crate::{
         report::{LENGTH, SIGNED},
         roots::{Issuer, Roots},
     },
-    x509::{X509, X509Error},
+    x509::{Crl, X509, X509Error},
 };
 use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 use thiserror::Error;
@@ -117,6 +117,11 @@ impl Vek {
             issuer.verify_time(now)?;
         }
         Ok(())
+    }
+
+    /// Whether its issuer stands, by a list of the root's. Of chips' keys themselves nothing can be revoked: all have the serial number 0.
+    pub fn verify_stands(&self, roots: &Roots, revocations: &Crl, now: u64) -> Result<(), VekError> {
+        roots.issuer(&self.certificate).map_or(Ok(()), |issuer| Ok(issuer.verify_stands(revocations, now)?))
     }
 
     /// Whether this is the key that the report says it was signed with: kind, processor, security versions and chip.

@@ -13,7 +13,7 @@ use crate::{
         store::{CertificateStore, KeyName, StoreError},
         vek::{Vek, VekError},
     },
-    x509::X509,
+    x509::{Crl, X509},
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -51,6 +51,9 @@ impl SnpVerifier {
         let bytes = report.to_bytes().map_err(|e| EvidenceError::Malformed { tee: Tee::Snp, reason: e.to_string() })?;
         let kind = signing_key(report)?;
         let vek = self.key(report, kind, certificates, now)?;
+        if let Some(revocations) = self.store.revocations(vek.generation).map_err(unavailable)? {
+            Crl::parse(&revocations).map_err(VekError::from).and_then(|list| vek.verify_stands(&self.roots, &list, now))?;
+        }
         if !vek.has_signed(&bytes) {
             return Err(untrusted(format!("its signature is not the one of the {} of this chip: it was changed, or made up", vek.kind)));
         }

@@ -8,19 +8,20 @@
 //! min_tcb_date = "2024-11-13T00:00:00Z"              # of what the platform meets
 //! min_tee_tcb_svn = "07010300…"                      # 16 bytes, each a floor
 //! fmspc = ["b0c06f000000"]
-//! mr_seam = ["<48 bytes>"]                           # likewise mr_td, mr_owner, mr_owner_config, rtmr0, rtmr1, rtmr2, rtmr3
+//! mr_seam = ["<48 bytes>"]                           # likewise mr_td, mr_owner, mr_owner_config, rtmr0, rtmr1, rtmr2, rtmr3;
+//!                                                    # rtmr3 alone may be zeros: nothing was measured since the launch
 //! mr_service_td = ["<48 bytes>"]                     # none may be bound where nothing is said
 //! xfam = [0x602e7]
 //!
 //! [tdx.attributes]
-//! allow = ["migratable"]                             # "debug", "profiling" and "migratable" are refused unless they stand here
+//! allow = ["profiling"]                              # "debug" and "profiling" are refused unless they stand here
 //! require = ["sept-ve-disable"]
 //! refuse = ["perfmon", "key-locker"]
 //! ```
 
 use crate::{
     mismatch::{mismatch, shown},
-    rule_table::{Id, name, one_of, one_or_more},
+    rule_table::{Id, Register, name, one_of, one_or_more},
     tdx::{TcbStatus, TdxClaims, claims::Attribute},
 };
 use serde::{Deserialize, Deserializer, de::Error};
@@ -55,7 +56,7 @@ pub struct Requirements {
     #[serde(deserialize_with = "one_or_more")]
     rtmr2: Vec<Id<48>>,
     #[serde(deserialize_with = "one_or_more")]
-    rtmr3: Vec<Id<48>>,
+    rtmr3: Vec<Register>,
     xfam: Vec<u64>,
     attributes: AttributeBits,
 }
@@ -74,7 +75,6 @@ struct AttributeBits {
 enum Allowable {
     Debug,
     Profiling,
-    Migratable,
 }
 
 impl Requirements {
@@ -88,11 +88,13 @@ impl Requirements {
     fn check_attributes(&self, claims: &TdxClaims) -> Result<(), String> {
         let remedy = "launch it with other attributes";
         for (allowable, bit, danger) in [
-            (Allowable::Debug, Attribute::Debug, "the host can read the memory of such a guest"),
-            (Allowable::Profiling, Attribute::Profiling, "the host can follow what such a guest executes"),
-            (Allowable::Migratable, Attribute::Migratable, "such a guest can be taken elsewhere"),
+            (Some(Allowable::Debug), Attribute::Debug, "the host can read the memory of such a guest"),
+            (Some(Allowable::Profiling), Attribute::Profiling, "the host can follow what such a guest executes"),
+            // Which the verification of the quote refuses itself, as it does a guest without `sept-ve-disable`: no rule can let it in.
+            (None, Attribute::Migratable, "such a guest can be taken elsewhere"),
         ] {
-            if bit.is_set(claims.attributes) && !self.attributes.allow.contains(&allowable) {
+            let allowed = allowable.is_some_and(|allowable| self.attributes.allow.contains(&allowable));
+            if bit.is_set(claims.attributes) && !allowed {
                 return Err(format!("tdx.attributes has {bit} set, the release rule does not allow it: {danger}; {remedy}"));
             }
         }

@@ -18,6 +18,7 @@ use ttrpc::{
 mod decoder;
 mod hostile_spec;
 mod mutations;
+mod requests;
 
 const PROTO: &str = include_str!("../../../protocol/proto/agent.proto");
 const SERVICE: &str = "cloister.agent.v1.Agent";

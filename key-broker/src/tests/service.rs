@@ -1,6 +1,10 @@
 //! The service around it: errors, the administrator, bounds, stopping.
 
 use super::*;
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 
 /// Method, path, headers, body; status and words of the refusal.
 type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);
@@ -253,4 +257,40 @@ async fn answers_have_the_members_of_the_protocol() {
     let (_, _, body) = bench.request("GET", "/kbs/v0/resource/a/b/c", &[], "").await;
     let error: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(error["type"], "https://github.com/confidential-containers/kbs/errors/AttestationError");
+}
+
+/// Somebody else's implementation: the published key as PEM, the signature as DER, and nothing of ours.
+#[tokio::test]
+async fn openssl_verifies_a_token_with_the_published_key() {
+    let bench = start(true).await;
+    let token = bench.guest(&MEASUREMENT, INITDATA).token().await.unwrap();
+    let (_, _, body) = bench.request("GET", "/.well-known/jwks.json", &[], "").await;
+    let key = serde_json::from_slice::<Value>(&body).unwrap()["keys"][0].clone();
+    let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+    let part = |name: &str| bytes(key[name].as_str().unwrap());
+    // SubjectPublicKeyInfo of a point on P-256 (RFC 5480).
+    let begin = hex::decode("3059301306072a8648ce3d020106082a8648ce3d03010703420004").unwrap();
+    let der = STANDARD.encode([begin, part("x"), part("y")].concat());
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    // Two numbers of 32 bytes, as a SEQUENCE of INTEGERs: positive, without zeros that say nothing.
+    let integer = |number: &[u8]| {
+        let digits: Vec<u8> = number.iter().copied().skip_while(|byte| *byte == 0).collect();
+        let digits = if digits[0] >= 0x80 { [vec![0], digits].concat() } else { digits };
+        [vec![2, u8::try_from(digits.len()).unwrap()], digits].concat()
+    };
+    let (r, s) = (integer(&bytes(signature)[..32]), integer(&bytes(signature)[32..]));
+    let path = |name: &str| bench.directory.path().join(name);
+    std::fs::write(path("key"), format!("-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n")).unwrap();
+    std::fs::write(path("signature"), [vec![0x30, u8::try_from(r.len() + s.len()).unwrap()], r, s].concat()).unwrap();
+    let verified = |signed: &str| {
+        std::fs::write(path("signed"), signed).unwrap();
+        let openssl = std::process::Command::new("openssl")
+            .current_dir(bench.directory.path())
+            .args(["dgst", "-sha256", "-verify", "key", "-signature", "signature", "signed"])
+            .output()
+            .expect("openssl: install it (scripts/setup)");
+        openssl.status.success()
+    };
+    assert!(verified(signed));
+    assert!(!verified(&signed.replacen('.', "A.", 1)));
 }

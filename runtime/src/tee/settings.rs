@@ -140,6 +140,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use base64::{Engine, engine::general_purpose::STANDARD};
 
     #[test]
     fn a_policy_that_opens_the_guest_is_refused() {
@@ -163,6 +164,21 @@ mod tests {
         assert!(with(&Some("A,".repeat(64)), &auth).is_err(), "a comma would begin another option");
         let cpu = SnpSettings { cpu: "EPYC-v4,+x".into(), ..SnpSettings::default() };
         assert!(cpu.check().is_err());
+    }
+
+    /// A block whose keys have signed, as the processor's maker's library tests it.
+    #[test]
+    fn a_recorded_id_block_is_taken_whole_and_not_in_part() {
+        let Some(folder) = vectors::folder() else { return };
+        let auth = vectors::read(&folder, "measure/virtee_test_auth_block.bin");
+        // Where the firmware looks for both signatures.
+        assert!(auth[0x40..].starts_with(&vectors::read(&folder, "measure/virtee_test_id_sig.bin")));
+        assert!(auth[0x680..].starts_with(&vectors::read(&folder, "measure/virtee_test_auth_sig.bin")));
+        let with = |auth: &[u8]| {
+            SnpSettings { id_block: Some("A".repeat(128)), id_auth: Some(STANDARD.encode(auth)), ..SnpSettings::default() }.check()
+        };
+        assert_eq!(with(&auth), Ok(()));
+        assert!(with(&auth[1..]).unwrap_err().to_string().contains("96 and 4096 bytes"));
     }
 
     #[test]

@@ -37,7 +37,12 @@ fn without_a_word_only_what_is_up_to_date_and_closed_gets_in() {
     for (bit, word) in [(0, "debug"), (4, "profiling"), (29, "migratable")] {
         let open = TdxClaims { attributes: claims().attributes | 1 << bit, ..claims() };
         assert!(check("", &open).unwrap_err().contains(&format!("tdx.attributes has {word} set")));
-        assert_eq!(check(&format!("attributes.allow = [{word:?}]"), &open), Ok(()));
+        let allow = format!("attributes.allow = [{word:?}]");
+        if word == "migratable" {
+            assert!(toml::from_str::<Requirements>(&allow).unwrap_err().to_string().contains("unknown variant"));
+        } else {
+            assert_eq!(check(&allow, &open), Ok(()));
+        }
     }
     let late = TdxClaims { tcb_status: TcbStatus::OutOfDate, advisories: vec!["INTEL-SA-1".into()], ..claims() };
     assert!(check("", &late).unwrap_err().contains("tdx.tcb_status is OutOfDate (INTEL-SA-1), the release rule wants UpToDate"));
@@ -80,6 +85,14 @@ fn every_option_lets_in_and_keeps_out() {
         let refusal = check(&bad, &claims()).unwrap_err();
         assert!(refusal.contains(wanted) && !refusal.contains('\n'), "{bad}: {refusal}");
     }
+}
+
+#[test]
+fn that_nothing_was_measured_since_the_launch_can_be_demanded() {
+    let nothing = format!("rtmr3 = '{}'", "00".repeat(48));
+    assert_eq!(check(&nothing, &TdxClaims { rtmr3: [0; 48], ..claims() }), Ok(()));
+    assert!(check(&nothing, &claims()).unwrap_err().starts_with("tdx.rtmr3 is 0909"));
+    assert!(toml::from_str::<Requirements>("rtmr3 = '00'").unwrap_err().to_string().contains("expected 48 bytes"));
 }
 
 #[test]

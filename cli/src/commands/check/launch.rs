@@ -127,8 +127,16 @@ fn judge(config: &Config, claims: &Claims, initdata: &[u8]) -> Vec<Finding> {
         ),
     });
     findings.push(measurement(config, claims));
-    if let Details::Tpm(tpm) = &claims.details {
-        findings.push(Finding::ok("TPM", format!("attestation key {} (tpm.ak of a release rule)", hex::encode(&tpm.ak))));
+    match &claims.details {
+        Details::Tpm(tpm) => {
+            findings.push(Finding::ok("TPM", format!("attestation key {} (tpm.ak of a release rule)", hex::encode(&tpm.ak))));
+        }
+        // Not computed: it has what this machine and its QEMU gave the firmware, ACPI tables among it.
+        Details::Tdx(tdx) => {
+            findings
+                .push(Finding::ok("RTMR0", format!("{} (tdx.rtmr0 of a release rule, for guests of this shape)", hex::encode(tdx.rtmr0))));
+        }
+        Details::Snp(_) | Details::None => {}
     }
     findings
 }

@@ -83,7 +83,9 @@ pub(super) fn tdx(inputs: &Inputs, assumptions: &Assumptions) -> Result<(String,
     };
     let kernel: [u8; 48] = efi_kernel::authenticode::<Sha384>(&kernel)?.into();
     let (rtmr1, rtmr2) = (tdx::rtmr1(&kernel), tdx::rtmr2(&inputs.cmdline, &files.initramfs, assumptions.word()));
-    let registers = [("mr_td", mr_td), ("rtmr1", rtmr1), ("rtmr2", rtmr2)].map(|(name, value)| (name, hex::encode(value)));
+    // Nothing but the agent extends RTMR3, before an image runs: at the first handshake it is what the module begins with.
+    let registers = [("mr_td", mr_td), ("rtmr1", rtmr1), ("rtmr2", rtmr2), ("rtmr3", [0; 48])];
+    let registers = registers.map(|(name, value)| (name, hex::encode(value)));
     Ok((hex::encode(launch_measurement(&mr_td, &rtmr1, &rtmr2)), registers.into()))
 }
 
@@ -151,6 +153,31 @@ mod tests {
         assert_ne!(snp(&inputs).unwrap(), published);
         let other = Inputs { shape: shape("ovmf_OvmfX64_suffix.bin"), ..inputs };
         assert!(snp(&other).unwrap_err().to_string().contains("no section for the hashes"));
+    }
+
+    /// Debian's firmware, as `scripts/setup` unpacks it, and a kernel that it would start.
+    #[test]
+    fn every_register_of_tdx_that_files_decide_is_printed() {
+        let firmware = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../build/deps/firmware/usr/share/ovmf/OVMF.fd");
+        let dir = tempfile::tempdir().unwrap();
+        let (kernel, initramfs) = (dir.path().join("kernel"), dir.path().join("initramfs"));
+        let mut program = vec![0; 0x400];
+        for (at, bytes) in [(0x3c, &b"\x80"[..]), (0x80, b"PE"), (0x94, b"\xf0"), (0x98, b"\x0b\x02"), (0xd4, b"\0\x04")] {
+            program[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        std::fs::write(&kernel, program).unwrap();
+        std::fs::write(&initramfs, b"initramfs").unwrap();
+        let machine = runtime::tee::Machine::Q35;
+        let shape = runtime::tee::Shape { machine, cpu: None, firmware: Some(firmware), acpi: true };
+        let inputs = Inputs { shape, kernel, initramfs, cmdline: "quiet".into(), vcpus: 1, memory_mib: 512 };
+        let (measurement, registers) = tdx(&inputs, &Assumptions::default()).unwrap();
+        assert_eq!(registers.keys().copied().collect::<Vec<_>>(), ["mr_td", "rtmr1", "rtmr2", "rtmr3"], "RTMR0 is the machine's");
+        assert_eq!(registers["rtmr3"], "00".repeat(48));
+        let register = |name| hex::decode(&registers[name]).unwrap().try_into().unwrap();
+        assert_eq!(measurement, hex::encode(launch_measurement(&register("mr_td"), &register("rtmr1"), &register("rtmr2"))));
+        // What is printed can be demanded, also that nothing was measured since.
+        let rule: String = registers.iter().map(|(name, value)| format!("{name} = \"{value}\"\n")).collect();
+        toml::from_str::<attestation::tdx::Requirements>(&rule).unwrap();
     }
 
     #[test]

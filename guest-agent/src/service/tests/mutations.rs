@@ -4,7 +4,7 @@
 use crate::{
     containers::{
         bundle::Bundle,
-        derive::{self, Accounts, ImageProcess},
+        derive::{self, Accounts, Derived, ImageProcess},
         host_spec::HostSpec,
         pod::Shared,
     },
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 const DIGEST: &str = "sha256:9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c";
 
-const POLICY: &str = r#"
+pub(super) const POLICY: &str = r#"
 [[container]]
 name = "api"
 image = { digest = "sha256:9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c9f2c", repository = "ghcr.io/acme/api" }
@@ -33,7 +33,7 @@ no_new_privileges = true
 
 /// What of the result a host may choose, and is left out of the comparison: limits, as it can starve the whole machine; which container
 /// goes first when memory ends; the size of a window; and the container's own hostname as a variable.
-fn without_limits(mut spec: Value) -> Value {
+pub(super) fn without_limits(mut spec: Value) -> Value {
     let remove = |value: Option<&mut Value>, key: &str| drop(value.and_then(Value::as_object_mut).map(|object| object.remove(key)));
     remove(spec.pointer_mut("/linux"), "resources");
     for key in ["rlimits", "oomScoreAdj", "consoleSize"] {
@@ -101,8 +101,12 @@ pub(super) fn valid() -> Value {
     })
 }
 
-/// What the agent would run for this spec, as the text of its own runtime spec; or the refusal.
-pub(super) fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<String, String> {
+pub(super) fn accounts() -> Accounts {
+    Accounts { passwd: "app:x:1000:1000::/:\n".into(), group: String::new() }
+}
+
+/// The container's process, as the agent derives it for this spec.
+pub(super) fn derived(spec: &Value) -> Result<(HostSpec, Derived), String> {
     let process = ImageProcess {
         args: vec!["/bin/api".into()],
         env: vec!["PATH=/bin".into()],
@@ -110,11 +114,16 @@ pub(super) fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio)
         user: "app".into(),
         volumes: Vec::new(),
     };
-    let accounts = Accounts { passwd: "app:x:1000:1000::/:\n".into(), group: String::new() };
-    policy.image(image).map_err(|e| e.to_string())?;
     let host = HostSpec::parse(spec.to_string().as_bytes()).map_err(|e| e.to_string())?;
-    let derived = derive::derive(&process, &host, &accounts, "pod").map_err(|e| e.to_string())?;
-    let wanted = derived.wanted(image.clone(), stdio, &accounts);
+    let derived = derive::derive(&process, &host, &accounts(), "pod").map_err(|e| e.to_string())?;
+    Ok((host, derived))
+}
+
+/// What the agent would run for this spec, as the text of its own runtime spec; or the refusal.
+pub(super) fn decide(policy: &Policy, spec: &Value, image: &Image, stdio: Stdio) -> Result<String, String> {
+    policy.image(image).map_err(|e| e.to_string())?;
+    let (host, derived) = derived(spec)?;
+    let wanted = derived.wanted(image.clone(), stdio, &accounts());
     Ledger::new(policy.clone()).admit(&wanted).map_err(|e| e.to_string())?;
     let (binds, shared) = (host.mounts.binds(None).map_err(|e| e.to_string())?, Shared::default());
     let bundle = Bundle {
@@ -137,7 +146,7 @@ pub(super) fn image() -> Image {
 }
 
 /// Every change of one place: another value, none, one more.
-fn mutations(value: &Value, path: &str, out: &mut Vec<(String, Value)>) {
+pub(super) fn mutations(value: &Value, path: &str, out: &mut Vec<(String, Value)>) {
     let mut changed = |label: &str, new: Value| out.push((format!("{path}{label}"), new));
     match value {
         Value::Bool(b) => changed("", json!(!b)),
@@ -208,15 +217,15 @@ fn mutations(value: &Value, path: &str, out: &mut Vec<(String, Value)>) {
     }
 }
 
-/// Fields that the valid spec leaves out and a host could add.
-fn additions() -> Vec<(String, Value)> {
+/// Fields that a valid spec leaves out and a host could add, where it has what they belong to.
+pub(super) fn additions_to(valid: &Value) -> Vec<(String, Value)> {
     let add = |path: &str, value: Value| {
-        let mut spec = valid();
+        let mut spec = valid.clone();
         let (parent, key) = path.rsplit_once('/').unwrap();
-        spec.pointer_mut(parent).unwrap()[key] = value;
-        (format!("{path} added"), spec)
+        spec.pointer_mut(parent)?[key] = value;
+        Some((format!("{path} added"), spec))
     };
-    vec![
+    let all = [
         add("/process/capabilities/ambient", json!(["CAP_NET_ADMIN"])),
         add("/process/capabilities/inheritable", json!(["CAP_KILL"])),
         add("/process/capabilities/ambient", json!(["CAP_SYS_ADMIN"])),
@@ -233,7 +242,8 @@ fn additions() -> Vec<(String, Value)> {
         add("/hooks/startContainer", json!([{"path": "/bin/evil"}])),
         add("/hooks/poststop", json!([{"path": "/bin/evil"}])),
         add("/annotations/run.oci.hooks.stdout", json!("/x")),
-    ]
+    ];
+    all.into_iter().flatten().collect()
 }
 
 #[test]
@@ -242,7 +252,7 @@ fn every_change_of_a_valid_container_is_refused_or_without_effect() {
     let wanted = decide(&policy, &valid(), &image(), Stdio::default()).expect("the pod is valid");
     let mut all = Vec::new();
     mutations(&valid(), "", &mut all);
-    all.extend(additions());
+    all.extend(additions_to(&valid()));
     let (mut refused, mut same, mut wrong) = (0, 0, Vec::new());
     for (label, spec) in &all {
         match decide(&policy, spec, &image(), Stdio::default()) {

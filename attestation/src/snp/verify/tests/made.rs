@@ -7,7 +7,10 @@ use crate::{
         Report, SnpVerifier,
         evidence::{CertType, Certificate, KnownCert, MAX_CERTIFICATES},
         store::{CertificateStore, KeyName},
-        testing::{NAMELESS, NOW, TURIN, VCEK, VLEK, certificate, evidence, milan, signed, turin, verifier},
+        testing::{
+            CRL_ASK, CRL_NONE, CRL_STALE, CRL_TURIN, NAMELESS, NOW, TURIN, VCEK, VLEK, certificate, evidence, milan, signed, turin,
+            verifier,
+        },
     },
 };
 use serde_json::json;
@@ -117,6 +120,46 @@ fn a_certificate_that_fits_is_found_among_others() {
     let name = KeyName::of(&milan(), crate::snp::Generation::Milan, crate::snp::SigningKey::Vcek);
     store().keep(&name, VCEK);
     verifier(store()).verify(&stale, &BOUND, NOW).unwrap();
+}
+
+#[test]
+fn what_amds_root_has_revoked_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("milan");
+    std::fs::create_dir(&place).unwrap();
+    let with = |list: &[u8], report: Report, (kind, key)| {
+        std::fs::write(place.join("crl.der"), list).unwrap();
+        let store = CertificateStore::new().with_directory(folder.path().to_owned());
+        verifier(store).verify(&evidence(bound(report), vec![certificate(kind, key)]), &BOUND, NOW)
+    };
+    let (chip, provider) = ((KnownCert::Vcek, VCEK), (KnownCert::Vlek, VLEK));
+    let providers = || Report { key_info: 1 << 2, chip_id: [0; 64], ..milan() };
+    with(CRL_NONE, milan(), chip).unwrap();
+    with(CRL_NONE, providers(), provider).unwrap();
+    // The issuer of chips' keys, and not that of providers'.
+    let error = reason(with(CRL_ASK, milan(), chip));
+    assert!(error.contains("not genuine: certificate SEV-Milan: revoked by ARK-Milan"), "{error}");
+    with(CRL_ASK, providers(), provider).unwrap();
+    // A list that says nothing is no list without an entry.
+    let last = CRL_NONE.len() - 1;
+    let mut changed = CRL_ASK.to_vec();
+    changed[last] ^= 1;
+    for (list, wanted) in [
+        (changed.as_slice(), "list of what ARK-Milan revoked: it did not sign this list"),
+        (CRL_STALE, "it holds at another time; fetch a new one"),
+        (CRL_TURIN, "it did not sign this list"),
+        (&b"junk"[..], "nor a list of revoked ones"),
+        (&[0; 2 << 20], "longer than"),
+    ] {
+        let error = reason(with(list, milan(), chip));
+        assert!(error.contains(wanted) && !error.contains('\n'), "{wanted}: {error}");
+    }
+    // Another generation's is not asked.
+    std::fs::remove_file(place.join("crl.der")).unwrap();
+    std::fs::create_dir(folder.path().join("turin")).unwrap();
+    std::fs::write(folder.path().join("turin/crl.der"), b"junk").unwrap();
+    let store = CertificateStore::new().with_directory(folder.path().to_owned());
+    verifier(store).verify(&evidence(bound(milan()), vec![certificate(KnownCert::Vcek, VCEK)]), &BOUND, NOW).unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Reports of real machines. Most of their keys' certificates are valid at [`THEN`]; what is not says so.
 
 use crate::{
-    EvidenceError, Verifier,
+    Details, EvidenceError, Verifier,
     snp::{
         Generation, Report, Requirements, SigningKey, SnpVerifier,
         evidence::{CertType, Certificate, KnownCert, SnpEvidence},
@@ -211,6 +211,38 @@ fn trustees_json_form_is_read_and_written() {
         assert_eq!(result.is_ok(), padding_free, "{name}: {result:?}");
         let error = verifier().verify(&json, &[9; 48], THEN).unwrap_err();
         assert!(matches!(error, EvidenceError::Binding { .. }), "{error}");
+    }
+}
+
+/// A recorded request of Trustee's own tests, of a machine of the Genoa family with a certificate beside the report.
+#[test]
+fn trustees_recorded_evidence_is_genuine() {
+    let Some(folder) = folder() else { return };
+    let json: Value = serde_json::from_slice(&read(&folder, "kbs/trustee_e2e_evidence.json")).unwrap();
+    let claims = verifier().appraise(&json, THEN).unwrap();
+    assert!(hex::encode(&claims.launch_measurement).starts_with("6a6519d7"));
+    let Details::Snp(details) = &claims.details else { panic!("{claims:?}") };
+    assert_eq!((details.generation, details.report_version, details.reported_tcb.microcode), (Genoa, 3, 25));
+    assert_eq!(Requirements::default().check(details), Ok(()));
+    for member in ["measurement", "host_data", "chip_id", "report_data"] {
+        let mut changed = json.clone();
+        let byte = &mut changed["attestation_report"][member][0];
+        *byte = (byte.as_u64().unwrap() ^ 1).into();
+        assert!(matches!(verifier().appraise(&changed, THEN), Err(EvidenceError::Untrusted { .. })), "{member}");
+    }
+}
+
+/// One report in the forms in which its maker's verifier tests it.
+#[test]
+fn a_report_inside_another_form_is_the_same() {
+    let Some(folder) = folder() else { return };
+    let report = read(&folder, "snp/dstack_milan_report.bin");
+    let fixture: Value = serde_json::from_slice(&read(&folder, "snp/dstack_milan_verifier_fixture.json")).unwrap();
+    let attestation = hex::decode(fixture["attestation"].as_str().unwrap()).unwrap();
+    for whole in [read(&folder, "snp/dstack_milan_attestation_scale.bin"), attestation] {
+        assert_eq!(whole[4..4 + report.len()], report);
+        // What is around it is not read as a report.
+        assert!(Report::parse(&whole).is_err());
     }
 }
 
