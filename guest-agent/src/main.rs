@@ -22,6 +22,7 @@ mod pull;
 mod reaper;
 mod sandbox;
 mod scratch;
+mod sealed_disk;
 mod secrets;
 mod service;
 mod stages;

@@ -13,7 +13,7 @@ use crate::{
 };
 use attestation::{Attester, BrokerClient, ClientError, Tee};
 use log::{info, warn};
-use policy::{Denial, ImageSettings, Initdata, InitdataError, Ledger, PlaceId, Policy, PolicyError, Wanted};
+use policy::{Denial, DiskRule, ImageSettings, Initdata, InitdataError, Ledger, PlaceId, Policy, PolicyError, Wanted};
 use protocol::api;
 use std::{
     fmt::Write,
@@ -249,6 +249,11 @@ impl Place {
     /// May its container have this at the workload API, beside what all may?
     pub fn has_secret(&self, name: &str) -> bool {
         self.id.is_some_and(|id| self.sandbox.ledger().rule(id).is_some_and(|rule| rule.has_secret(name)))
+    }
+
+    /// The disk that the policy has its container have here.
+    pub fn disk(&self, destination: &str) -> Option<DiskRule> {
+        self.id.and_then(|id| self.sandbox.ledger().rule(id)?.disk(destination).cloned())
     }
 
     /// Its first process has ended.

@@ -12,8 +12,8 @@ use thiserror::Error;
 /// Directory of the modules in the guest.
 pub const MODULES_DIR: &str = "lib/modules";
 /// Parameters of modules. brd: one RAM disk of at most 8 GiB, in KiB, for the tags of the largest scratch disk; it takes memory only as
-/// it is written.
-const PARAMETERS: &[(&str, &str)] = &[("brd", "rd_nr=1 rd_size=8388608")];
+/// it is written. A second one for the superblocks of sealed disks, of one page each.
+const PARAMETERS: &[(&str, &str)] = &[("brd", "rd_nr=2 rd_size=8388608")];
 
 /// The list that the agent follows: a line `<stage> <file> [parameters]` for each module, in load order.
 pub const LOAD_LIST: &str = "lib/modules/load";
@@ -108,7 +108,7 @@ mod tests {
         let modules = [module(Stage::Boot, "vsock"), module(Stage::Net, "virtio_net"), module(Stage::Scratch, "brd")];
         let bytes = archive(b"agent", &modules).unwrap();
         let text = String::from_utf8_lossy(&bytes);
-        assert!(text.contains("boot 000-vsock.ko\nnet 001-virtio_net.ko\nscratch 002-brd.ko rd_nr=1 rd_size=8388608\n"));
+        assert!(text.contains("boot 000-vsock.ko\nnet 001-virtio_net.ko\nscratch 002-brd.ko rd_nr=2 rd_size=8388608\n"));
         for path in ["init", "dev/console", "proc", "sys", "run", "tmp", "lib/modules/000-vsock.ko", "lib/modules/001-virtio_net.ko"] {
             assert!(text.contains(&format!("{path}\0")), "{path}");
         }

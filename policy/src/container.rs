@@ -18,6 +18,7 @@
 //! no_new_privileges = true
 //! terminal = false
 //! stdin = false
+//! disks = [{ destination = "/data", key = "kbs:///acme/api/disk" }] # of the host's, opened by a key: see [`crate::DiskRule`]
 //! secrets = ["kbs:///acme/api/*"]    # what it may have at the workload API, as in allow.secrets
 //! restart = true                     # may be created again after its end
 //! init = false                       # must have ended with 0 before the next container
@@ -25,6 +26,7 @@
 
 use crate::{
     copied::{Copied, FileRules, check_entry},
+    disks::DiskRule,
     rules::{AllowRules, ImageRule, PolicyError, repository, short},
     secrets::covers_secret,
     workload::{Denial, Overrides, Stdio, covers_env, env_entry, list},
@@ -118,6 +120,9 @@ pub struct ContainerRule {
     /// It must have ended with 0 before the next container is created.
     #[serde(default, skip_serializing_if = "is_false")]
     pub init: bool,
+    /// Disks that are mounted in it, each opened by a key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskRule>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde wants")]
@@ -155,6 +160,8 @@ pub struct Wanted {
     pub empty: Vec<(String, String)>,
     /// What the host has copied in, each at its own place.
     pub copied: Vec<Copied>,
+    /// Where disks of the host's are mounted.
+    pub disks: Vec<String>,
     /// Streams.
     pub stdio: Stdio,
 }
@@ -187,7 +194,10 @@ impl ContainerRule {
             &self.files,
             &self.sysctls,
         ];
-        if lists.iter().any(|list| list.len() > MAX_ENTRIES) || self.args.as_ref().is_some_and(|args| args.len() > MAX_ENTRIES) {
+        if lists.iter().any(|list| list.len() > MAX_ENTRIES)
+            || self.disks.len() > MAX_ENTRIES
+            || self.args.as_ref().is_some_and(|args| args.len() > MAX_ENTRIES)
+        {
             return bad(format!("more than {MAX_ENTRIES} entries in a list"));
         }
         if self.args.as_ref().is_some_and(Vec::is_empty) {
@@ -202,6 +212,12 @@ impl ContainerRule {
         let is_mount = |path: &str| self.mounts.iter().any(|mount| mount.split(':').next() == Some(path));
         if let Some(entry) = self.shared.iter().find(|entry| !entry.split_once('=').is_some_and(|(p, n)| is_mount(p) && !n.is_empty())) {
             return bad(format!("shared: {:?}: expected path=name, with the path among mounts", short(entry)));
+        }
+        if let Some(fault) = self.disks.iter().find_map(DiskRule::fault) {
+            return bad(format!("disks: {fault}"));
+        }
+        if let Some(twice) = (1..self.disks.len()).find(|n| self.disks[..*n].iter().any(|d| d.destination == self.disks[*n].destination)) {
+            return bad(format!("disks: {:?} twice", short(&self.disks[twice].destination)));
         }
         self.files.iter().try_for_each(|entry| check_entry(&format!("container {:?}: files", short(&self.name)), entry))?;
         let mut capabilities = self.add_capabilities.iter().chain(&self.drop_capabilities);
@@ -236,6 +252,8 @@ impl ContainerRule {
         }
         self.capabilities(overrides, allow, &mut found);
         self.mounts(wanted, allow, &mut found);
+        let disks: Vec<String> = self.disks.iter().map(|disk| disk.destination.clone()).collect();
+        found.both_ways("disk mounted at", "disks", &disks, &wanted.disks, |_| false);
         let sysctls: Vec<String> = overrides.sysctls.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let allowed = |sysctl: &String| sysctl.split_once('=').is_some_and(|(n, v)| allow.sysctls.allows(|entry| covers_env(entry, n, v)));
         found.both_ways("sysctl", "sysctls", &self.sysctls, &sysctls, allowed);

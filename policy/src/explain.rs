@@ -79,6 +79,10 @@ fn describe(rule: &ContainerRule, lines: &mut Vec<String>) {
     for (path, name) in rule.shared.iter().filter_map(|entry| entry.split_once('=')) {
         says(format!("has at {path} the directory {name:?}, with whoever else has it"));
     }
+    for disk in &rule.disks {
+        let empty = if disk.format { "; an empty one becomes a new one" } else { "" };
+        says(format!("has at {} the disk that {} opens{empty}", disk.destination, disk.key));
+    }
     rule.sysctls.iter().for_each(|sysctl| says(format!("has the kernel parameter {sysctl}")));
     rule.secrets.iter().for_each(|secret| says(format!("may have {secret} at the workload API")));
     for file in &rule.files {
@@ -187,6 +191,7 @@ mod tests {
             "files = [\"/f\"]",
             "sysctls = [\"kernel.sem=1\"]",
             "secrets = [\"token\"]",
+            "disks = [{ destination = \"/d\", key = \"kbs:///a/b/c\" }]",
             "read_only = true",
             "no_new_privileges = true",
             "terminal = true",
@@ -206,6 +211,12 @@ mod tests {
             let changed = Policy::parse(&format!("{base}[allow]\n{key} = {other}\n")).unwrap();
             assert!(!difference(&plain, &changed).is_empty(), "{key}");
         }
+        let kept = Policy::parse(&format!("{base}disks = [{{ destination = \"/d\", key = \"kbs:///a/b/c\" }}]\n")).unwrap();
+        let new = Policy::parse(&format!("{base}disks = [{{ destination = \"/d\", key = \"kbs:///a/b/c\", format = true }}]\n")).unwrap();
+        assert_eq!(
+            difference(&kept, &new)[1],
+            "+ Container \"api\" has at /d the disk that kbs:///a/b/c opens; an empty one becomes a new one."
+        );
         let mounted = Policy::parse(&format!("{base}mounts = [\"/m\"]\n")).unwrap();
         let shared = Policy::parse(&format!("{base}mounts = [\"/m\"]\nshared = [\"/m=x\"]\n")).unwrap();
         assert_eq!(difference(&mounted, &shared), ["+ Container \"api\" has at /m the directory \"x\", with whoever else has it."]);

@@ -55,6 +55,7 @@ impl Ledger {
             self.policy.overrides(&wanted.overrides)?;
             self.policy.stdio(wanted.stdio)?;
             wanted.copied.iter().try_for_each(|copied| self.policy.copied(copied, None))?;
+            wanted.disks.iter().try_for_each(|disk| self.policy.mounted_disk(disk))?;
             return Ok(None);
         }
         let (index, directories) = self.place(wanted, allow).map_err(|denials| {
@@ -71,7 +72,8 @@ impl Ledger {
         if self.policy.containers().is_empty() {
             let overrides = [self.policy.overrides(&wanted.overrides), self.policy.stdio(wanted.stdio)];
             let copied = wanted.copied.iter().map(|copied| self.policy.copied(copied, None));
-            return overrides.into_iter().chain(copied).filter_map(Result::err).collect();
+            let disks = wanted.disks.iter().map(|disk| self.policy.mounted_disk(disk));
+            return overrides.into_iter().chain(copied).chain(disks).filter_map(Result::err).collect();
         }
         self.place(wanted, allow).err().unwrap_or_default()
     }

@@ -17,6 +17,7 @@ pub mod workload;
 mod allow;
 mod copied;
 mod digest;
+mod disks;
 mod rules;
 mod secrets;
 
@@ -24,6 +25,7 @@ pub use allow::Allow;
 pub use container::{ContainerRule, DEFAULT_CAPABILITIES, Image, Wanted};
 pub use copied::{Copied, CopiedEntry};
 pub use digest::{Algorithm, DigestError, InitdataDigest};
+pub use disks::DiskRule;
 pub use image_settings::{ImageSettings, ProxySettings, Text};
 pub use initdata::{BrokerAddress, Initdata, InitdataError};
 pub use ledger::{Ledger, PlaceId};

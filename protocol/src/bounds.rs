@@ -254,8 +254,7 @@ impl Bounded for api::Volume {
             }
             Ok(api::VolumeKind::DISK) => {
                 // Never the scratch disk's.
-                ensure(is_numbered(&self.name, "disk"), "volumes.name", "disk and a number")?;
-                ensure(self.destination.starts_with("/dev/"), "volumes.destination", "below /dev")
+                ensure(is_numbered(&self.name, "disk"), "volumes.name", "disk and a number")
             }
             Ok(api::VolumeKind::SHARED) => {
                 ensure(is_numbered(&self.name, "share"), "volumes.name", "share and a number")?;
@@ -449,8 +448,8 @@ mod tests {
             let kind = api::VolumeKind::DISK.into();
             api::Volume { kind, name: name.into(), ..volume(destination) }.check()
         };
-        assert_eq!(disk("/dev/xvda", "disk0"), Ok(()));
-        for (destination, name) in [("/dev/xvda", "scratch"), ("/dev/xvda", "disk"), ("/dev/xvda", "disk-1"), ("/data", "disk0")] {
+        assert_eq!((disk("/dev/xvda", "disk0"), disk("/data", "disk1")), (Ok(()), Ok(())));
+        for (destination, name) in [("/dev/xvda", "scratch"), ("/dev/xvda", "disk"), ("/dev/xvda", "disk-1"), ("/data", "scratch")] {
             assert!(disk(destination, name).is_err(), "{destination} {name}");
         }
         let part = |path: &str| {

@@ -42,6 +42,8 @@ use tokio::{io::BufReader, sync::Semaphore, task::JoinSet, time::timeout};
 pub const OLDEST_QEMU: QemuVersion = QemuVersion { major: 7, minor: 2 };
 /// How long the agent may take to end its processes and power off, before the VM is killed.
 const GRACE: Duration = Duration::from_secs(3);
+/// How much longer with disks, to which it first writes what is still to be written.
+const WRITE_BACK: Duration = Duration::from_secs(60);
 /// How long a killed VM may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 /// How long a VM's process may outlive its connections.
@@ -168,6 +170,8 @@ pub struct Sandbox {
     _helpers: Vec<Process>,
     /// Directories of the host's that the guest sees.
     shared: Vec<PathBuf>,
+    /// How long the guest may take to end by itself.
+    grace: Duration,
     courier: Arc<Courier>,
     agent: AgentClient,
     /// Streams that are being connected: more than the guest accepts at a time it refuses.
@@ -292,6 +296,7 @@ impl Sandbox {
             process,
             _helpers: running,
             shared: config.guest.shared.clone(),
+            grace: if spec.disks.is_empty() { GRACE } else { GRACE + WRITE_BACK },
             courier,
             agent,
             connecting: Semaphore::new(MAX_CONNECTING),
@@ -410,14 +415,15 @@ impl Sandbox {
         let exited = self.process.exited();
         tokio::pin!(exited);
         let context = ttrpc::context::with_duration(GRACE);
+        let grace = self.grace;
         let asked = async {
             self.log_guest_info().await;
             // The answer may be cut off by the end of the machine; the end is what counts.
             let _ = self.agent.shutdown_sandbox(context, &api::Empty::new()).await;
             exited.as_mut().await
         };
-        if timeout(GRACE, asked).await.is_err() {
-            log::warn!(sandbox = self.id; "the guest did not power off in {} s: killed", GRACE.as_secs());
+        if timeout(grace, asked).await.is_err() {
+            log::warn!(sandbox = self.id; "the guest did not power off in {} s: killed", grace.as_secs());
             self.process.kill();
             if timeout(GONE, self.process.exited()).await.is_err() {
                 log::error!(sandbox = self.id, pid = self.process.pid(); "the VM is not gone after SIGKILL");

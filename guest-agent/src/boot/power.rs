@@ -10,7 +10,8 @@ use std::{
 
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Ends the machine now. Nothing is flushed: all that is on disk is encrypted with a key that ends here too.
+/// Ends the machine now. Nothing is flushed: scratch is encrypted with a key that ends here too, and whoever ends the machine in order has
+/// written other disks before.
 ///
 /// A reset rather than a power-off: a microvm without ACPI cannot be switched off and would only halt, while every VMM that
 /// is started with "no reboot" ends on a reset (RB_AUTOBOOT, reboot(2)).

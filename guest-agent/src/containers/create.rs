@@ -12,6 +12,7 @@ use super::{
     in_root::InRoot,
     launch::{LaunchError, launch},
     memory::Kills,
+    mounted::Mounted,
     mounts::Binds,
     overlay::Overlay,
     process::Process,
@@ -51,13 +52,20 @@ struct Workspace {
     directory: PathBuf,
     writable: PathBuf,
     root: Option<Overlay>,
+    disks: Vec<Mounted>,
     kept: bool,
 }
 
 impl Workspace {
     fn make(name: &str, writable: &Path) -> Result<Self, ContainerError> {
-        let workspace =
-            Self { name: name.to_owned(), directory: Path::new(RUN).join(name), writable: writable.join(name), root: None, kept: false };
+        let workspace = Self {
+            name: name.to_owned(),
+            directory: Path::new(RUN).join(name),
+            writable: writable.join(name),
+            root: None,
+            disks: Vec::new(),
+            kept: false,
+        };
         for dir in [STATE.into(), workspace.rootfs(), workspace.writable.join("upper"), workspace.writable.join("work")] {
             fs::create_dir_all(&dir).map_err(ContainerError::io(dir.display().to_string()))?;
         }
@@ -76,6 +84,7 @@ impl Drop for Workspace {
             let cgroup = Cgroup::of(&self.name);
             let _ = cgroup.kill();
             let _ = cgroup.remove();
+            self.disks.clear();
             remove_directories(&self.name, &self.directory, &self.writable);
         }
     }
@@ -147,6 +156,7 @@ impl Containers {
             keep_writable(&root, &mut binds)?;
         }
         if let Some(volumes) = &volumes {
+            workspace.disks = self.mount_disks(volumes, &place, &derived, sandbox, &mut binds).await?;
             volumes.make_directory(&derived.cwd).map_err(ContainerError::io(format!("working directory {}", derived.cwd)))?;
         }
         stages.end("rootfs");
@@ -211,6 +221,7 @@ impl Containers {
             frozen: false.into(),
             turn: tokio::sync::RwLock::default(),
             root: Mutex::new(workspace.root.take()),
+            disks: Mutex::new(std::mem::take(&mut workspace.disks)),
         });
         Place::watch(&container);
         info!(container = message.container_id, image = image.identity.reference; "container created");
@@ -270,6 +281,8 @@ fn set_network(host: &HostSpec) -> Result<(), ContainerError> {
 /// Lets the container open the devices that it may have, before there is a process in its cgroup; gives those that it gets beyond the
 /// usual ones.
 fn give_devices(cgroup: &Cgroup, host: &HostSpec, disks: &[(String, Disk)]) -> Result<Vec<Node>, ContainerError> {
+    // The others are mounted.
+    let disks: Vec<&(String, Disk)> = disks.iter().filter(|(destination, _)| destination.starts_with("/dev/")).collect();
     let missing = host.disks.iter().find(|path| !disks.iter().any(|(destination, _)| destination == *path));
     if let Some(path) = missing {
         return Err(SpecError::Disk(path.clone()).into());

@@ -79,6 +79,7 @@ impl Derived {
             overrides: self.overrides.clone(),
             empty: Vec::new(),
             copied: Vec::new(),
+            disks: Vec::new(),
             stdio,
         }
     }

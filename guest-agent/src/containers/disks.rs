@@ -1,11 +1,13 @@
 //! The disks that containers get of the host: of whichever kind one is, from here on it is its numbers and its size, as this kernel has them.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 /// Where the kernel says what it has (Documentation/ABI/stable/sysfs-block).
 const SYSFS: &str = "/sys/block";
 /// Of sysfs' sizes, whatever the disk's own blocks are.
 const SECTOR: u64 = 512;
+/// Where the kernel says it by number.
+const BY_NUMBER: &str = "/sys/dev/block";
 
 /// A disk of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,18 @@ impl Disk {
     /// The disk that was given to the machine at its start with this serial.
     pub fn with_serial(serial: &str) -> Option<Self> {
         Self::with_serial_below(Path::new(SYSFS), serial)
+    }
+
+    /// `major:minor`.
+    pub fn number(&self) -> String {
+        format!("{}:{}", self.major, self.minor)
+    }
+
+    /// Its node in the guest's /dev.
+    pub fn node(&self) -> io::Result<String> {
+        let text = fs::read_to_string(Path::new(BY_NUMBER).join(self.number()).join("uevent"))?;
+        let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+        name.map(|name| format!("/dev/{name}")).ok_or_else(|| io::Error::other("the kernel has no name for it"))
     }
 
     fn with_serial_below(sysfs: &Path, serial: &str) -> Option<Self> {

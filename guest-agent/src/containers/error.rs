@@ -1,7 +1,8 @@
 //! Everything that can go wrong with a container, in one line each.
 
 use super::{
-    cgroup::CgroupError, derive::DeriveError, host_spec::SpecError, launch::LaunchError, overlay::OverlayError, streams::StreamsError,
+    cgroup::CgroupError, derive::DeriveError, host_spec::SpecError, launch::LaunchError, mounted::MountError, overlay::OverlayError,
+    streams::StreamsError,
 };
 use crate::{boot::modules::ModuleError, pull::PullError, scratch::ScratchError, secrets::SecretError};
 use attestation::EvidenceError;
@@ -50,6 +51,9 @@ pub enum ContainerError {
     /// A sealed secret.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// A disk.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// The scratch space.
     #[error(transparent)]
     Scratch(#[from] ScratchError),

@@ -110,7 +110,7 @@ impl HostSpec {
             }
             host.masked_paths = checked_paths("linux.maskedPaths", linux.masked_paths().as_deref())?;
             host.readonly_paths = checked_paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?;
-            (host.devices, host.disks) = devices(linux)?;
+            (host.devices, host.disks) = devices(linux, &mut host.mounts)?;
             let mut sysctl: Vec<(String, String)> = linux.sysctl().clone().unwrap_or_default().into_iter().collect();
             sysctl.sort();
             if let Some((name, _)) = sysctl.iter().find(|(name, value)| !is_sysctl(name) || !is_value(value)) {
@@ -185,8 +185,9 @@ fn check_process(process: &Process) -> Result<(), SpecError> {
 }
 
 /// A container that may use every device, as `privileged` has it, means every device of the guest. Else what is named beyond the usual
-/// ones is looked for in the guest: numbers are the guest's own, whatever the host says. Disks apart.
-fn devices(linux: &Linux) -> Result<(Access, Vec<String>), SpecError> {
+/// ones is looked for in the guest: numbers are the guest's own, whatever the host says. Disks apart; one whose place is not below /dev is
+/// mounted there.
+fn devices(linux: &Linux, mounts: &mut Mounts) -> Result<(Access, Vec<String>), SpecError> {
     let all = |rule: &LinuxDeviceCgroup| {
         let any = |number: Option<i64>| number.is_none_or(|n| n < 0);
         rule.typ().is_none_or(|typ| typ == LinuxDeviceType::A) && any(rule.major()) && any(rule.minor())
@@ -201,6 +202,9 @@ fn devices(linux: &Linux) -> Result<(Access, Vec<String>), SpecError> {
     let (mut paths, mut disks) = (Vec::new(), Vec::new());
     for device in list {
         let path = path_text("linux.devices.path", device.path())?;
+        if device.typ() == LinuxDeviceType::B && mounts.mount_disk(&path) {
+            continue;
+        }
         if !path.starts_with("/dev/") || (device.typ() == LinuxDeviceType::B && super::devices::is_usual(&path)) {
             return Err(SpecError::Device(printable(&path)));
         }
@@ -316,14 +320,17 @@ mod tests {
 
     #[test]
     fn devices_are_the_guests_or_none() {
-        for (path, typ) in [("/dev/null", "b"), ("/etc/passwd", "c"), ("/dev/../etc/x", "c")] {
+        for (path, typ) in [("/dev/null", "b"), ("/proc", "b"), ("/dev", "b"), ("/etc/passwd", "c"), ("/dev/../etc/x", "c")] {
             let devices = json!([{"path": path, "type": typ, "major": 8, "minor": 0}]);
             assert!(parse(|spec| spec["linux"]["devices"] = devices).is_err(), "{path}");
         }
         let devices = json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}, {"path": "/dev/tpm0", "type": "c", "major": 1},
-            {"path": "/dev/xvda", "type": "b", "major": 8}]);
+            {"path": "/dev/xvda", "type": "b", "major": 8}, {"path": "/data", "type": "b", "major": 8}]);
         let host = parse(|spec| spec["linux"]["devices"] = devices).unwrap();
         assert_eq!((host.devices, host.disks), (Access::Some(vec!["/dev/tpm0".to_owned()]), vec!["/dev/xvda".to_owned()]));
+        // Not below /dev it is mounted, where a volume is announced for it.
+        let error = host.mounts.binds(None).unwrap_err().to_string();
+        assert!(error.contains("at /data"), "{error}");
     }
 
     #[test]

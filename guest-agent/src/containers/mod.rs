@@ -13,6 +13,7 @@ pub mod host_spec;
 mod in_root;
 pub mod launch;
 mod memory;
+mod mounted;
 pub mod mounts;
 mod overlay;
 pub mod pod;
@@ -32,6 +33,7 @@ use launch::Pipes;
 use libcontainer::notify_socket::NOTIFY_FILE;
 use log::{info, warn};
 use memory::Kills;
+use mounted::{Disks, Mounted};
 use oci_spec::runtime::LinuxSeccomp;
 use overlay::Overlay;
 use process::Process;
@@ -90,6 +92,8 @@ pub struct Container {
     /// Held alone by whoever starts, pauses, limits or deletes the container, and together by those who run processes in it.
     turn: tokio::sync::RwLock<()>,
     root: Mutex<Option<Overlay>>,
+    /// Disks that are mounted in it.
+    disks: Mutex<Vec<Mounted>>,
 }
 
 /// A container's place in the table: taken while it is being made, so that its id cannot be used twice.
@@ -104,6 +108,7 @@ pub struct Containers {
     streams: Arc<Streams>,
     pod: pod::Pod,
     volumes: Arc<Volumes>,
+    disks: Arc<Disks>,
     table: Mutex<HashMap<String, Entry>>,
     next: AtomicU64,
     /// Execs that are being launched: each is a process of ours until it is the container's.
@@ -113,8 +118,8 @@ pub struct Containers {
 impl Containers {
     /// An empty table.
     pub fn new(reaper: Arc<Reaper>, streams: Arc<Streams>, volumes: Arc<Volumes>) -> Self {
-        let (pod, table, next) = (pod::Pod::default(), Mutex::default(), AtomicU64::new(1));
-        Self { reaper, streams, pod, volumes, table, next, launching: Semaphore::new(MAX_LAUNCHING) }
+        let (pod, disks, table, next) = (pod::Pod::default(), Arc::default(), Mutex::default(), AtomicU64::new(1));
+        Self { reaper, streams, pod, volumes, disks, table, next, launching: Semaphore::new(MAX_LAUNCHING) }
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Entry>> {
@@ -222,6 +227,11 @@ impl Containers {
         Ok(())
     }
 
+    /// Disks that are mounted in any of them.
+    pub fn disks(&self) -> Arc<Disks> {
+        self.disks.clone()
+    }
+
     /// Kills every process of every container, for the end of the machine.
     pub fn kill_all(&self) {
         for entry in self.table().values() {
@@ -320,6 +330,8 @@ impl Container {
         if let Err(e) = self.cgroup.remove() {
             warn!(container = self.id; "remove cgroup: {e}");
         }
+        // Nobody writes to them any more.
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         remove_directories(&self.name, &self.directory, &self.writable);
     }
 }

@@ -116,6 +116,16 @@ impl Mounts {
         Ok(())
     }
 
+    /// Has a disk of the host's be mounted at a place, in its shortest spelling, if that is one where a disk is mounted and not a device.
+    pub fn mount_disk(&mut self, destination: &str) -> bool {
+        let is_place = destination != "/" && !destination.starts_with("/dev/") && !OWN.contains(&destination);
+        if is_place {
+            let destination = destination.to_owned();
+            self.list.push(Wanted::Bind { destination, source: "a disk".to_owned(), readonly: false });
+        }
+        is_place
+    }
+
     /// What the owner's policy is asked about: destinations, with their type where it is a view of the kernel. `/run` hides what the
     /// image has there and is so usual that every runtime does it. Volumes were asked about when they were announced.
     pub fn overrides(&self) -> Vec<String> {

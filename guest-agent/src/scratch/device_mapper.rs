@@ -1,4 +1,4 @@
-//! The device mapper's ioctls (include/uapi/linux/dm-ioctl.h), as far as one encrypted disk needs them.
+//! The device mapper's ioctls (include/uapi/linux/dm-ioctl.h), as far as encrypted disks need them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -48,6 +48,24 @@ pub enum DmError {
     Name(String),
 }
 
+/// A part of a device, behind the parts before it.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// Its length, in sectors of 512 bytes.
+    pub sectors: u64,
+    /// The kind of mapping: crypt, integrity, linear.
+    pub kind: &'a str,
+    /// Its parameters.
+    pub table: &'a str,
+}
+
+impl DmError {
+    /// Whether the device is in use.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Command { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+    }
+}
+
 /// The control device.
 pub struct DeviceMapper(File);
 
@@ -57,20 +75,20 @@ impl DeviceMapper {
         Ok(Self(OpenOptions::new().read(true).write(true).open(CONTROL).map_err(DmError::Control)?))
     }
 
-    /// Makes and activates a device of one target; gives its number, from which its node `/dev/dm-<minor>` follows.
-    pub fn create(&self, name: &str, sectors: u64, target: &str, table: &Zeroizing<String>) -> Result<u64, DmError> {
+    /// Makes and activates a device of these parts; gives its number, from which its node `/dev/dm-<minor>` follows.
+    pub fn create(&self, name: &str, targets: &[Target<'_>]) -> Result<u64, DmError> {
         let mut header = buffer(name, 0)?;
         self.run(Command::Create, "create", name, &mut header)?;
         let device = u64::from_ne_bytes(header[40..48].try_into().unwrap_or_default());
-        let loaded = self.activate(name, sectors, target, table);
+        let loaded = self.activate(name, targets);
         if loaded.is_err() {
             let _ = self.remove(name);
         }
         loaded.map(|()| device)
     }
 
-    fn activate(&self, name: &str, sectors: u64, target: &str, table: &Zeroizing<String>) -> Result<(), DmError> {
-        let mut load = load_buffer(name, sectors, target, table)?;
+    fn activate(&self, name: &str, targets: &[Target<'_>]) -> Result<(), DmError> {
+        let mut load = load_buffer(name, targets)?;
         self.run(Command::Load, "load table", name, &mut load)?;
         // Suspend without the suspend flag is resume: the table becomes live.
         self.run(Command::Suspend, "resume", name, &mut buffer(name, 0)?)
@@ -113,19 +131,24 @@ fn buffer(name: &str, payload: usize) -> Result<Zeroizing<Vec<u8>>, DmError> {
     Ok(buffer)
 }
 
-/// The header and one `struct dm_target_spec` with its parameters.
-fn load_buffer(name: &str, sectors: u64, target: &str, table: &str) -> Result<Zeroizing<Vec<u8>>, DmError> {
-    if target.len() > 15 {
-        return Err(DmError::Name(target.to_owned()));
+/// The header, and a `struct dm_target_spec` with its parameters for each part.
+fn load_buffer(name: &str, targets: &[Target<'_>]) -> Result<Zeroizing<Vec<u8>>, DmError> {
+    if let Some(target) = targets.iter().find(|target| target.kind.len() > 15) {
+        return Err(DmError::Name(target.kind.to_owned()));
     }
-    let payload = (TARGET + table.len() + 1).next_multiple_of(8);
-    let mut buffer = buffer(name, payload)?;
-    buffer[20..24].copy_from_slice(&1u32.to_ne_bytes());
-    let spec = &mut buffer[HEADER..];
-    spec[8..16].copy_from_slice(&sectors.to_ne_bytes());
-    spec[20..24].copy_from_slice(&(payload as u32).to_ne_bytes());
-    spec[24..24 + target.len()].copy_from_slice(target.as_bytes());
-    spec[TARGET..TARGET + table.len()].copy_from_slice(table.as_bytes());
+    let size = |target: &Target<'_>| (TARGET + target.table.len() + 1).next_multiple_of(8);
+    let mut buffer = buffer(name, targets.iter().map(size).sum())?;
+    buffer[20..24].copy_from_slice(&(targets.len() as u32).to_ne_bytes());
+    let (mut at, mut start) = (HEADER, 0u64);
+    for target in targets {
+        let (spec, table) = (&mut buffer[at..at + size(target)], target.table);
+        spec[0..8].copy_from_slice(&start.to_ne_bytes());
+        spec[8..16].copy_from_slice(&target.sectors.to_ne_bytes());
+        spec[20..24].copy_from_slice(&(size(target) as u32).to_ne_bytes());
+        spec[24..24 + target.kind.len()].copy_from_slice(target.kind.as_bytes());
+        spec[TARGET..TARGET + table.len()].copy_from_slice(table.as_bytes());
+        (at, start) = (at + size(target), start + target.sectors);
+    }
     Ok(buffer)
 }
 
@@ -142,13 +165,22 @@ mod tests {
 
     #[test]
     fn a_table_follows_its_target() {
-        let buffer = load_buffer("scratch", 2048, "crypt", "a b").unwrap();
+        let one = |kind| [Target { sectors: 2048, kind, table: "a b" }];
+        let buffer = load_buffer("scratch", &one("crypt")).unwrap();
         assert_eq!(buffer.len(), HEADER + 48);
         assert_eq!(u32::from_ne_bytes(buffer[12..16].try_into().unwrap()) as usize, buffer.len());
         assert_eq!(&buffer[48..55], b"scratch");
         assert_eq!(&buffer[HEADER + 24..HEADER + 30], b"crypt\0");
         assert_eq!(&buffer[HEADER + TARGET..HEADER + TARGET + 4], b"a b\0");
-        assert!(load_buffer(&"n".repeat(128), 1, "crypt", "").is_err());
-        assert!(load_buffer("n", 1, "a-target-too-long", "").is_err());
+        assert!(load_buffer(&"n".repeat(128), &one("crypt")).is_err());
+        assert!(load_buffer("n", &one("a-target-too-long")).is_err());
+        let two = load_buffer("n", &[one("linear")[0], one("linear")[0]]).unwrap();
+        assert_eq!((two.len(), two[20], two[HEADER + 20]), (HEADER + 96, 2, 48));
+        let second = &two[HEADER + 48..];
+        assert_eq!(
+            (&second[0..8], &second[TARGET..TARGET + 4]),
+            (&2048u64.to_ne_bytes()[..], &b"a b\0"[..]),
+            "it begins where the first ends"
+        );
     }
 }

@@ -4,10 +4,10 @@
 //! No header of the host is read (a LUKS2 header can be swapped for one with a null cipher: CVE-2025-59054), and no file system that
 //! the host made is mounted.
 
-mod device_mapper;
+pub mod device_mapper;
 mod disk;
-mod ext4;
-mod sealed;
+pub mod ext4;
+pub mod sealed;
 
 use crate::boot::{
     marks,
@@ -116,13 +116,10 @@ fn mount_disk(disk: &Disk, bytes: u64) -> Result<(), ScratchError> {
 
 fn mount_sealed(node: &str, bytes: u64) -> Result<(), ScratchError> {
     let device = OpenOptions::new().read(true).write(true).open(node).map_err(|e| ScratchError::io(node, e))?;
-    ext4::format(&device, bytes)?;
+    ext4::format(&device, bytes, ext4::Kind::Scratch)?;
     drop(device);
     let flags = MsFlags::MS_NOATIME | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    // noinit_itable: the inode tables are never cleared, see ext4::format. inode_readahead_blks: what was never written is not read ahead,
-    // for it has no tag.
-    let options = "noinit_itable,nodiscard,inode_readahead_blks=0";
-    mount(Some(node), MOUNT_POINT, Some("ext4"), flags, Some(options)).map_err(|e| ScratchError::io(MOUNT_POINT, e))
+    mount(Some(node), MOUNT_POINT, Some("ext4"), flags, Some(ext4::OPTIONS)).map_err(|e| ScratchError::io(MOUNT_POINT, e))
 }
 
 /// The guest's memory in bytes.
@@ -146,7 +143,7 @@ fn mount_memory() -> Result<(), ScratchError> {
 }
 
 /// Bytes of the kernel's random generator.
-fn random<const N: usize>() -> io::Result<[u8; N]> {
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| io::Error::other(e.to_string()))?;
     Ok(bytes)

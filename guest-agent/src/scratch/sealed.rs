@@ -21,11 +21,11 @@
 
 use super::{
     ScratchError,
-    device_mapper::{DeviceMapper, DmError},
+    device_mapper::{DeviceMapper, DmError, Target},
     disk::Disk,
     ext4, random,
 };
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// The mapped devices' names.
 const CRYPT: &str = "scratch";
@@ -33,9 +33,9 @@ const INTEGRITY: &str = "scratch-tags";
 /// `/dev/ram0`, by its number (Documentation/admin-guide/devices.txt). Its size is a parameter of its module, in the initramfs's list.
 const RAM_DISK: &str = "1:0";
 /// AES-256.
-const KEY_BYTES: usize = 32;
+pub const KEY_BYTES: usize = 32;
 /// GCM's tag of 16 bytes, and its nonce of 12. A random nonce of 96 bits serves for 2^32 writes (NIST SP 800-38D, 8.3): 16 TiB.
-const TAG_BYTES: u64 = 28;
+pub const TAG_BYTES: u64 = 28;
 /// What tags may take of the guest's memory: a fourth.
 const MEMORY_SHARE: u64 = 4;
 const SECTOR: u64 = 512;
@@ -56,9 +56,10 @@ pub struct SealedDisk {
 impl SealedDisk {
     /// Seals the first `bytes` of `disk`. What lies on it is not read.
     pub fn create(disk: &Disk, bytes: u64) -> Result<Self, ScratchError> {
-        let mapper = DeviceMapper::open()?;
-        let tags = mapper.create(INTEGRITY, bytes / SECTOR, "integrity", &integrity_table(disk))?;
-        let device = crypt_table(tags).and_then(|table| Ok(mapper.create(CRYPT, bytes / SECTOR, "crypt", &table)?));
+        let (mapper, sectors) = (DeviceMapper::open()?, bytes / SECTOR);
+        let tags = mapper.create(INTEGRITY, &[Target { sectors, kind: "integrity", table: &integrity_table(disk) }])?;
+        let key = random::<KEY_BYTES>().map(Zeroizing::new).map_err(|e| ScratchError::io("random key", e));
+        let device = key.and_then(|key| Ok(mapper.create(CRYPT, &[Target { sectors, kind: "crypt", table: &crypt_table(&key, tags) }])?));
         if device.is_err() {
             let _ = mapper.remove(INTEGRITY);
         }
@@ -75,16 +76,14 @@ impl SealedDisk {
 
 /// Documentation/admin-guide/device-mapper/dm-integrity.rst. The smallest journal, for it is not used; small buffers, for they hold copies
 /// of what is in memory anyway.
-fn integrity_table(disk: &Disk) -> Zeroizing<String> {
+fn integrity_table(disk: &Disk) -> String {
     let options = format!("4 block_size:{} meta_device:{RAM_DISK} journal_sectors:8 buffer_sectors:8", ext4::BLOCK);
-    Zeroizing::new(format!("{} 0 {TAG_BYTES} D {options}", disk.device))
+    format!("{} 0 {TAG_BYTES} D {options}", disk.device)
 }
 
-/// Documentation/admin-guide/device-mapper/dm-crypt.rst, with a new random key.
-fn crypt_table(tags: u64) -> Result<Zeroizing<String>, ScratchError> {
-    let mut key: [u8; KEY_BYTES] = random().map_err(|e| ScratchError::io("random key", e))?;
+/// Documentation/admin-guide/device-mapper/dm-crypt.rst, over a device that keeps tags.
+pub fn crypt_table(key: &[u8; KEY_BYTES], tags: u64) -> Zeroizing<String> {
     let hex = Zeroizing::new(hex::encode(key));
-    key.zeroize();
     let device = format!("{}:{}", libc::major(tags), libc::minor(tags));
     let options = format!("2 integrity:{TAG_BYTES}:aead sector_size:{}", ext4::BLOCK);
     // Built in one piece: a string that grows would leave pieces of the key in freed memory.
@@ -92,7 +91,7 @@ fn crypt_table(tags: u64) -> Result<Zeroizing<String>, ScratchError> {
     for part in ["capi:gcm(aes)-random ", &hex, " 0 ", &device, " 0 ", &options] {
         table.push_str(part);
     }
-    Ok(table)
+    table
 }
 
 #[cfg(test)]
@@ -116,11 +115,10 @@ mod tests {
     fn tables_are_those_of_the_kernels_documentation() {
         let disk = Disk { device: "254:0".into(), bytes: 1 << 30 };
         let table = integrity_table(&disk);
-        assert_eq!(*table, "254:0 0 28 D 4 block_size:4096 meta_device:1:0 journal_sectors:8 buffer_sectors:8");
-        let table = crypt_table(libc::makedev(253, 1)).unwrap();
+        assert_eq!(table, "254:0 0 28 D 4 block_size:4096 meta_device:1:0 journal_sectors:8 buffer_sectors:8");
+        let table = crypt_table(&[0xab; KEY_BYTES], libc::makedev(253, 1));
         let words: Vec<&str> = table.split(' ').collect();
-        assert_eq!((words[0], words[1].len(), words[3]), ("capi:gcm(aes)-random", 2 * KEY_BYTES, "253:1"));
+        assert_eq!((words[0], words[1], words[3]), ("capi:gcm(aes)-random", "ab".repeat(KEY_BYTES).as_str(), "253:1"));
         assert_eq!(words[4..], ["0", "2", "integrity:28:aead", "sector_size:4096"]);
-        assert_ne!(*table, *crypt_table(libc::makedev(253, 1)).unwrap(), "a key of its own each time");
     }
 }

@@ -86,6 +86,7 @@ impl From<ContainerError> for Failure {
             E::Spec(_) | E::Derive(_) => Code::INVALID_ARGUMENT,
             // Unknown is what runtimes answer where a program or an image cannot be run.
             E::Pull(_) | E::Secret(_) | E::Launch(_) => Code::UNKNOWN,
+            E::Mount(_) => Code::FAILED_PRECONDITION,
             E::Measure(_) | E::Scratch(_) | E::Modules(_) | E::Overlay(_) | E::Cgroup(_) | E::Io { .. } => Code::INTERNAL,
         };
         Self::new(code, error.to_string())

@@ -156,8 +156,11 @@ impl Service {
     fn shutdown(&self) -> api::Empty {
         info!("shutting down");
         self.containers.kill_all();
-        tokio::spawn(async {
+        let disks = self.containers.disks();
+        tokio::spawn(async move {
             tokio::time::sleep(FAREWELL).await;
+            // What is mounted of the host's outlives the machine.
+            let _ = tokio::task::spawn_blocking(move || disks.sync()).await;
             power::end_machine();
         });
         api::Empty::default()

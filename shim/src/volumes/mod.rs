@@ -1,9 +1,10 @@
 //! Volumes: nothing of the host's is shared with a guest, so what a container is to find of it is copied in, and what it leaves in its
 //! termination log is copied out.
 //!
-//! - [`plan`]: what each bind mount of the spec becomes. - [`subpath`]: which part of a volume a mount is. - [`send`]: one copy. - [`attached`]: a container's volumes while it lives.
+//! - [`plan`]: what each bind mount of the spec becomes. - [`disk`]: which of them are disks. - [`subpath`]: which part of a volume a mount is. - [`send`]: one copy. - [`attached`]: a container's volumes while it lives.
 
 mod attached;
+mod disk;
 mod plan;
 mod send;
 mod subpath;

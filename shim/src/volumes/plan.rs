@@ -1,7 +1,7 @@
 //! What each bind mount of a spec becomes: a copy, an empty directory of the guest's own, the image's own content, a shared directory where
 //! the configuration has one, or a refusal.
 
-use super::{VolumeError, subpath};
+use super::{VolumeError, disk, subpath};
 use crate::bundle::{Bundle, Mount};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use protobuf::EnumOrUnknown;
@@ -23,8 +23,6 @@ const FILES: &[&str] = &["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
 /// Kubelet's volumes that it writes itself and mounts read-only.
 const WRITTEN_BY_KUBELET: &[&str] =
     &["kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api"];
-/// Of a disk, in bytes.
-const SECTOR: u64 = 512;
 pub(super) const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// One volume of a container.
@@ -48,8 +46,7 @@ pub fn plan(mounts: &[Mount], shared: &[PathBuf]) -> Result<Vec<Plan>, VolumeErr
         if OWN.contains(&destination.as_str()) || (destination == "/dev/shm" && !mount.source.components().any(is_empty_dir)) {
             continue;
         }
-        // Below /dev the usual files and directories make no sense, but for a termination log: a disk, or a raw file that is to be one.
-        if destination.starts_with("/dev/") && is_disk(&mount.source) {
+        if disk::is_one(mount, &destination) {
             continue;
         }
         let mut volume = kind(mount, &destination, shared)?;
@@ -64,18 +61,18 @@ pub fn plan(mounts: &[Mount], shared: &[PathBuf]) -> Result<Vec<Plan>, VolumeErr
     Ok(plans)
 }
 
-/// Plans the disks of a container: block devices of its spec, and disks or raw files that are bound to a place below /dev. `alone` says that
+/// Plans the disks of a container: block devices of its spec, and disks or raw files that are bound to a place. `alone` says that
 /// its VM is made for it: a guest gets no disk later.
 pub fn disks(bundle: &Bundle, alone: bool) -> Result<Vec<(api::Volume, Disk)>, VolumeError> {
     let mut found: Vec<(String, PathBuf, bool)> = Vec::new();
     for mount in bundle.mounts().iter().filter(|mount| mount.is_bind()) {
-        if let Some(destination) = shortest(&mount.destination).filter(|path| path.starts_with("/dev/") && is_disk(&mount.source)) {
+        if let Some(destination) = shortest(&mount.destination).filter(|path| disk::is_one(mount, path)) {
             found.push((destination, mount.source.clone(), mount.is_readonly()));
         }
     }
     // A privileged container's list has every disk of the host; it gets those of its guest.
     for device in bundle.devices().iter().filter(|device| device.kind == "b" && !bundle.is_privileged()) {
-        let Some(destination) = shortest(&device.path).filter(|path| path.starts_with("/dev/")) else { continue };
+        let Some(destination) = shortest(&device.path) else { continue };
         let uevent = fs::read_to_string(format!("/sys/dev/block/{}:{}/uevent", device.major, device.minor)).unwrap_or_default();
         let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).unwrap_or(&device.path);
         found.push((destination, Path::new("/dev").join(name), false));
@@ -100,16 +97,6 @@ pub fn disks(bundle: &Bundle, alone: bool) -> Result<Vec<(api::Volume, Disk)>, V
     found.into_iter().enumerate().map(disk).collect()
 }
 
-/// A disk, or a raw file of a disk: what is in whole sectors, and not empty.
-fn is_disk(source: &Path) -> bool {
-    if is_termination_log(source) {
-        return false;
-    }
-    let Ok(found) = fs::metadata(source) else { return false };
-    let raw = found.is_file() && found.len() > 0 && found.len() % SECTOR == 0;
-    found.file_type().is_block_device() || raw
-}
-
 fn kind(mount: &Mount, destination: &str, shared: &[PathBuf]) -> Result<api::Volume, VolumeError> {
     let of = |kind: VolumeKind| api::Volume { kind: EnumOrUnknown::new(kind), readonly: mount.is_readonly(), ..Default::default() };
     if is_of_image(&mount.source) {
@@ -129,12 +116,6 @@ fn kind(mount: &Mount, destination: &str, shared: &[PathBuf]) -> Result<api::Vol
         return Ok(api::Volume { path: part.to_owned(), ..empty(of(VolumeKind::EMPTY), &whole, name, &found) });
     }
     let kind = found.file_type();
-    if kind.is_block_device() {
-        return Err(refuse(
-            mount,
-            "a disk of the host: a guest mounts none; bind it to a place below /dev to have it as a disk".to_owned(),
-        ));
-    }
     if !kind.is_file() && !kind.is_dir() {
         return Err(refuse(mount, "neither a file nor a directory: a socket or device of the host leads nowhere from a guest".to_owned()));
     }
@@ -241,7 +222,7 @@ fn empty_dir(path: &Path) -> Option<&str> {
 }
 
 /// `…/pods/UID/containers/NAME/ID` (kubernetes pkg/kubelet/kuberuntime/kuberuntime_container.go).
-fn is_termination_log(path: &Path) -> bool {
+pub(super) fn is_termination_log(path: &Path) -> bool {
     let names: Vec<&str> = path.components().filter_map(|component| component.as_os_str().to_str()).collect();
     matches!(names[..], [.., "pods", _, "containers", _, _])
 }

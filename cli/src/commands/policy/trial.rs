@@ -87,6 +87,7 @@ fn wanted(rule: &ContainerRule, reference: &str, share_processes: bool) -> Wante
         overrides,
         empty: Vec::new(),
         copied: Vec::new(),
+        disks: rule.disks.iter().map(|disk| disk.destination.clone()).collect(),
         stdio: Stdio { stdin: rule.stdin, output: true, terminal: rule.terminal },
     }
 }

@@ -108,6 +108,8 @@ pub enum Bind {
     Path(PathBuf),
     /// What the image has there, to be writable in a root that is not.
     Image,
+    /// A disk, to be mounted.
+    Disk,
 }
 
 impl Volumes {
@@ -234,8 +236,10 @@ impl Prepared {
     pub fn bind(&self, destination: &str) -> Option<Result<(Bind, bool), ContainerError>> {
         let (number, volume) = self.volumes.iter().enumerate().find(|(_, volume)| volume.destination == destination)?;
         let bind = match &volume.source {
-            // A disk is a device node, and no mount.
-            Source::LeftOut | Source::Disk(_) => Bind::Nothing,
+            Source::LeftOut => Bind::Nothing,
+            // Below /dev it is a device node, and no mount.
+            Source::Disk(_) if destination.starts_with("/dev/") => Bind::Nothing,
+            Source::Disk(_) => Bind::Disk,
             Source::Empty(path) => Bind::Path(path.clone()),
             Source::Part(part) => Bind::Path(part.place().to_owned()),
             Source::Image => Bind::Image,
@@ -273,6 +277,7 @@ impl Prepared {
                     wanted.copied.extend(copy.clone());
                     held.push(copy);
                 }
+                Source::Disk(_) if !destination.starts_with("/dev/") => wanted.disks.push(destination.clone()),
                 Source::LeftOut | Source::Image | Source::Disk(_) | Source::Part(_) => {}
             }
         }
@@ -316,6 +321,9 @@ impl Prepared {
 /// Whether the container gets it. What it can do without is left out where the policy does not have it; anything else is refused.
 fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
     let kind = volume.kind.enum_value_or_default();
+    if kind == VolumeKind::DISK && !volume.destination.starts_with("/dev/") {
+        return policy.mounted_disk(&volume.destination).map(|()| true);
+    }
     if kind == VolumeKind::DISK {
         policy.overrides(&Overrides { devices: vec![volume.destination.clone()], ..Overrides::default() })?;
         return Ok(true);

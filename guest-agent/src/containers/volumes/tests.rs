@@ -73,6 +73,9 @@ fn the_policy_decides_and_what_is_dispensable_is_left_out() {
     }
     let text = asked("/dev/xvda", VolumeKind::DISK).unwrap_err().to_string();
     assert!(text.contains("allow.devices") && text.contains("/dev/xvda"), "{text}");
+    let text = asked("/data", VolumeKind::DISK).unwrap_err().to_string();
+    assert!(text.contains("disk mounted at /data") && text.contains("[[container]]"), "{text}");
+    assert_eq!(admit(&open(), &volume("/data", VolumeKind::DISK)), Ok(true));
     assert_eq!(admit(&open(), &volume("/bin", VolumeKind::COPY)), Ok(true));
 }
 

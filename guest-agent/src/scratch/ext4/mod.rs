@@ -1,15 +1,17 @@
-//! Makes an empty ext4 on the scratch disk, with a dozen block writes whatever the disk's size.
+//! Makes an empty ext4 on an encrypted disk, with a dozen block writes whatever the disk's size, and those of a journal.
 //!
-//! The disk is new, encrypted with a key that exists only in this guest, and ends with it: so there is no journal, no copy of the
-//! superblock, and no inode table is cleared. Groups are marked as not initialised (`uninit_bg`), so that the kernel makes their
+//! The scratch disk is new, encrypted with a key that exists only in this guest, and ends with it: so there is no journal there. One that
+//! outlives its machine has one, all of whose blocks are written: one that never was would read as an error when the journal is replayed.
+//! There is no copy of the superblock, and no inode table is cleared. Groups are marked as not initialised (`uninit_bg`), so that the kernel makes their
 //! bitmaps when it first needs them and never reads an inode that it did not write.
 //!
 //! Format: fs/ext4/ext4.h and Documentation/filesystems/ext4 of Linux; the choices are those of
-//! `mke2fs -O ^has_journal,^resize_inode,^metadata_csum,^64bit,^flex_bg,sparse_super2,uninit_bg -E num_backup_sb=0`.
+//! `mke2fs -O [^]has_journal,^resize_inode,^metadata_csum,^64bit,^flex_bg,sparse_super2,uninit_bg -E num_backup_sb=0`.
 
 mod bytes;
 mod group;
 mod inode;
+mod journal;
 mod superblock;
 
 use crate::scratch::random;
@@ -33,16 +35,31 @@ const MIN_LAST_GROUP: u64 = GROUP_OVERHEAD + 50;
 const FIRST_INODE: u32 = 11;
 const ROOT_INODE: u32 = 2;
 
+/// The journal's inode (`EXT4_JOURNAL_INO`).
+const JOURNAL_INODE: u32 = 8;
+
+/// With which one is mounted. noinit_itable: the inode tables are never cleared. inode_readahead_blks: what was never written is not read
+/// ahead, for it has no tag.
+pub const OPTIONS: &str = "noinit_itable,nodiscard,inode_readahead_blks=0";
 /// Smallest disk, in bytes.
 pub const MIN_BYTES: u64 = 64 << 20;
 /// Largest disk, in bytes; what is beyond is not used.
 pub const MAX_BYTES: u64 = 1 << 40;
 
+/// What it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It ends with its machine.
+    Scratch,
+    /// It is found again after a crash.
+    Lasting,
+}
+
 /// Why there is no file system.
 #[derive(Debug, Error)]
 pub enum FormatError {
     /// A disk that is too small to be of use.
-    #[error("scratch disk has {0} bytes, at least {MIN_BYTES} are needed")]
+    #[error("the disk has {0} bytes, at least {MIN_BYTES} are needed")]
     TooSmall(u64),
     /// Writing failed.
     #[error("cannot write the file system: {0}")]
@@ -54,6 +71,8 @@ pub enum FormatError {
 struct Layout {
     blocks: u64,
     groups: u32,
+    /// Blocks of the journal; 0 where there is none.
+    journal_blocks: u64,
     /// Blocks of the group descriptor table.
     descriptor_blocks: u64,
     uuid: [u8; 16],
@@ -63,7 +82,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(bytes: u64, uuid: [u8; 16], hash_seed: [u8; 16]) -> Result<Self, FormatError> {
+    fn new(bytes: u64, kind: Kind, uuid: [u8; 16], hash_seed: [u8; 16]) -> Result<Self, FormatError> {
         if bytes < MIN_BYTES {
             return Err(FormatError::TooSmall(bytes));
         }
@@ -76,6 +95,7 @@ impl Layout {
         let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| u32::try_from(d.as_secs()).unwrap_or(u32::MAX));
         Ok(Self {
             blocks,
+            journal_blocks: if kind == Kind::Lasting { journal::blocks(bytes) } else { 0 },
             // At most 8192, by MAX_BYTES.
             groups: groups as u32,
             descriptor_blocks: (groups * group::DESCRIPTOR_BYTES).div_ceil(BLOCK),
@@ -114,12 +134,16 @@ impl Layout {
         self.root_block() + 1
     }
 
+    fn journal_block(&self) -> u64 {
+        self.lost_found_block() + 1
+    }
+
     fn group_blocks(&self, group: u32) -> u64 {
         (self.blocks - self.start(group)).min(GROUP_BLOCKS)
     }
 
     fn used_blocks(&self, group: u32) -> u64 {
-        self.lead(group) + GROUP_OVERHEAD + if group == 0 { 2 } else { 0 }
+        self.lead(group) + GROUP_OVERHEAD + if group == 0 { 2 + self.journal_blocks } else { 0 }
     }
 
     fn free_blocks(&self, group: u32) -> u64 {
@@ -132,8 +156,8 @@ impl Layout {
 }
 
 /// Makes the file system on the first `bytes` of `disk`. What was there before is not read.
-pub fn format(disk: &File, bytes: u64) -> Result<(), FormatError> {
-    let layout = Layout::new(bytes, random()?, random()?)?;
+pub fn format(disk: &File, bytes: u64, kind: Kind) -> Result<(), FormatError> {
+    let layout = Layout::new(bytes, kind, random()?, random()?)?;
     let block = |number: u64, data: &[u8]| disk.write_all_at(data, number * BLOCK);
     for (index, descriptors) in group::descriptor_table(&layout).chunks(BLOCK as usize).enumerate() {
         block(1 + index as u64, descriptors)?;
@@ -146,8 +170,9 @@ pub fn format(disk: &File, bytes: u64) -> Result<(), FormatError> {
     block(layout.inode_table(0), &inode::first_table_block(&layout))?;
     block(layout.root_block(), &inode::root_directory())?;
     block(layout.lost_found_block(), &inode::lost_found_directory())?;
+    journal::write(&layout, disk)?;
     // Last: without it nothing of the above is a file system.
-    block(0, &superblock::block(&layout))?;
+    block(0, &superblock::block(&layout, kind))?;
     Ok(())
 }
 

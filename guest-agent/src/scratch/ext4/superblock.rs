@@ -1,25 +1,27 @@
 //! `struct ext4_super_block`, at byte 1024 of the first block.
 
 use super::{
-    BLOCK, FIRST_INODE, GROUP_BLOCKS, GROUP_INODES, INODE_BYTES, Layout,
+    BLOCK, FIRST_INODE, GROUP_BLOCKS, GROUP_INODES, INODE_BYTES, JOURNAL_INODE, Kind, Layout,
     bytes::{put16, put32},
 };
 
 /// ext_attr, dir_index, sparse_super2 (with no copy of the superblock at all).
 const COMPATIBLE: u32 = 0x8 | 0x20 | 0x200;
+/// has_journal.
+const JOURNAL: u32 = 0x4;
 /// filetype, extents.
 const INCOMPATIBLE: u32 = 0x2 | 0x40;
 /// large_file, huge_file, uninit_bg, dir_nlink, extra_isize.
 const READ_ONLY_COMPATIBLE: u32 = 0x2 | 0x8 | 0x10 | 0x20 | 0x40;
 
 /// The first block.
-pub fn block(layout: &Layout) -> Vec<u8> {
+pub fn block(layout: &Layout, kind: Kind) -> Vec<u8> {
     let mut block = vec![0; BLOCK as usize];
-    fill(layout, &mut block[1024..2048]);
+    fill(layout, kind, &mut block[1024..2048]);
     block
 }
 
-fn fill(layout: &Layout, sb: &mut [u8]) {
+fn fill(layout: &Layout, kind: Kind, sb: &mut [u8]) {
     let free_blocks: u64 = (0..layout.groups).map(|group| layout.free_blocks(group)).sum();
     let inodes = layout.groups * GROUP_INODES;
     put32(sb, 0x00, inodes);
@@ -44,11 +46,14 @@ fn fill(layout: &Layout, sb: &mut [u8]) {
     put32(sb, 0x4c, 1);
     put32(sb, 0x54, FIRST_INODE);
     put16(sb, 0x58, INODE_BYTES as u16);
-    put32(sb, 0x5c, COMPATIBLE);
+    put32(sb, 0x5c, if kind == Kind::Lasting { COMPATIBLE | JOURNAL } else { COMPATIBLE });
     put32(sb, 0x60, INCOMPATIBLE);
     put32(sb, 0x64, READ_ONLY_COMPATIBLE);
     sb[0x68..0x78].copy_from_slice(&layout.uuid);
-    sb[0x78..0x7f].copy_from_slice(b"scratch");
+    match kind {
+        Kind::Scratch => sb[0x78..0x7f].copy_from_slice(b"scratch"),
+        Kind::Lasting => put32(sb, 0xe0, JOURNAL_INODE),
+    }
     sb[0xec..0xfc].copy_from_slice(&layout.hash_seed);
     // half_md4, with signed characters (EXT2_FLAGS_SIGNED_HASH).
     sb[0xfc] = 1;
