@@ -203,7 +203,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>, ModulesError> {
         return Err(ModulesError::TooLarge { path: path.to_owned() });
     }
     data.truncate(unsigned_len(&data));
-    Ok(elf::without_types(data))
+    Ok(elf::stripped(data))
 }
 
 /// Length without the appended signature (`include/linux/module_signature.h`): the signature, a `struct module_signature` of twelve
