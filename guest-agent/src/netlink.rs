@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn an_answer_to_somebody_else_is_none() {
         let acknowledged = answer(NLMSG_ERROR, 7, &[0; 20]);
-        assert_eq!(payload(&acknowledged, 7).unwrap(), []);
+        assert!(payload(&acknowledged, 7).unwrap().is_empty());
         assert!(payload(&acknowledged, 8).is_err());
         assert!((0..HEADER + 4).all(|length| payload(&acknowledged[..length], 7).is_err()));
         let refused = answer(NLMSG_ERROR, 7, &(-libc::EEXIST).to_ne_bytes());

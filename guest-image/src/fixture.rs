@@ -18,7 +18,7 @@ pub(crate) const XZ_OF_HELLO: &[u8] = &[
 ];
 
 /// Module files and what each depends on. `virtio_pci` is built in; the circle of suffixes is for the tests of `modules`.
-const MODULES: [(&str, &[&str]); 20] = [
+const MODULES: [(&str, &[&str]); 21] = [
     ("kernel/drivers/virtio/virtio_mmio", &[]),
     ("kernel/net/vsock", &[]),
     ("kernel/net/vmw_vsock_virtio_transport_common", &["vsock"]),
@@ -34,6 +34,7 @@ const MODULES: [(&str, &[&str]); 20] = [
     ("kernel/aesni-intel", &["cryptd"]),
     ("kernel/fs/overlay", &[]),
     ("kernel/virtio_net", &["virtio_pci"]),
+    ("kernel/drivers/block/nbd", &[]),
     ("kernel/fs/configfs", &[]),
     ("kernel/virt/tsm", &["configfs"]),
     ("kernel/virt/sev-guest", &["tsm"]),

@@ -29,6 +29,7 @@ pub mod oci;
 pub mod place;
 pub mod pod;
 pub mod pty;
+pub mod raw;
 pub mod registry;
 pub mod runner;
 pub mod scratch_file;

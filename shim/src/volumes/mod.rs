@@ -2,14 +2,20 @@
 //! termination log is copied out.
 //!
 //! - [`plan`]: what each bind mount of the spec becomes. - [`subpath`]: which part of a volume a mount is. - [`send`]: one copy. - [`attached`]: a container's volumes while it lives.
+//! - [`disks`]: which disks a container has. - [`server`]: one of them, as a guest asks for it. - [`served`]: those that are served.
 
 mod attached;
+mod disks;
 mod plan;
 mod send;
+mod served;
+mod server;
 mod subpath;
 
 pub use attached::Attached;
-pub use plan::{Plan, disks, plan};
+pub use disks::disks;
+pub use plan::{Plan, plan};
+pub use served::ServedDisks;
 
 use protocol::line::LineError;
 use std::{io, path::PathBuf};
