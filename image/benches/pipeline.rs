@@ -77,6 +77,7 @@ fn main() {
     );
     println!("             {:.0} MiB of the tars in a second", (IMAGE >> 20) as f64 / best(&ours));
     println!("memory, most resident: {:.1} MiB (reach for 64)", memory as f64 / 1024.0);
+    assert!(best(&theirs) / best(&ours) >= 3.0 && memory <= 64 << 10, "slower or larger than is promised");
 }
 
 /// What the measured process does.

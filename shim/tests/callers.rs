@@ -3,7 +3,7 @@
 
 use containerd_shim_protos::{
     api::{ConnectRequest, DeleteResponse, ShutdownRequest},
-    bootstrap_api::{BootstrapParams, BootstrapResult},
+    bootstrap_api::{BootstrapParams, BootstrapResult, Extension},
     sandbox_api::{CreateSandboxRequest, PlatformRequest, SandboxStatusRequest, ShutdownSandboxRequest},
     sandbox_async::SandboxClient,
     shim_async::{Client, TaskClient},
@@ -59,6 +59,11 @@ const CRIO: Caller = Caller {
     parameters: false,
     json: 0,
 };
+/// From 1.37 on.
+const CRIO_137: Caller = Caller { json: 2, ..CRIO };
+/// Each with the version that it is to be served.
+const CALLERS: [(Caller, u64); 6] =
+    [(CONTAINERD_16, 2), (CONTAINERD_17, 2), (CONTAINERD_20, 2), (CONTAINERD_23, 3), (CRIO, 2), (CRIO_137, 2)];
 
 impl Caller {
     /// What it writes to standard input where its user has set no runtime options.
@@ -66,12 +71,17 @@ impl Caller {
         if !self.parameters {
             return Vec::new();
         }
+        let options = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0xff; 4], ..Default::default() };
+        let extension = Extension { value: protobuf::MessageField::some(options), ..Default::default() };
         let params = BootstrapParams {
             instance_id: id.into(),
             namespace: "default".into(),
             containerd_version: "2.3.0".into(),
             containerd_ttrpc_address: "/nowhere/c.sock.ttrpc".into(),
             containerd_grpc_address: self.address.into(),
+            containerd_binary: "/usr/bin/containerd".into(),
+            extensions: vec![extension],
+            log_level: protobuf::EnumOrUnknown::from_i32(-4),
             ..Default::default()
         };
         params.write_to_bytes().unwrap()
@@ -117,6 +127,8 @@ impl Node {
     fn command(&self, caller: &Caller, id: &str, bundle: &Path, action: &str) -> Command {
         let mut command = Command::new(SHIM);
         command.args(["-namespace", "default", "-address", caller.address, "-publish-binary", "/usr/bin/containerd", "-id", id]);
+        // 1.6 leaves it out of `delete`.
+        command.args((action == "start" || caller.json > 0).then_some("-debug"));
         command.args((action == "delete").then_some(["-bundle", bundle.to_str().unwrap()]).into_iter().flatten());
         command.arg(action).current_dir(bundle).env_clear().env("CLOISTER_CONFIG", self.dir.path().join("cloister.toml"));
         command.envs(caller.environment.iter().copied()).stdin(Stdio::null());
@@ -168,7 +180,7 @@ fn text(output: Vec<u8>) -> String {
 async fn each_caller_gets_the_answer_that_it_can_read() {
     let options = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0xff; 4], ..Default::default() };
     let options = options.write_to_bytes().unwrap();
-    for (caller, version) in [(CONTAINERD_16, 2), (CONTAINERD_17, 2), (CONTAINERD_20, 2), (CONTAINERD_23, 3), (CRIO, 2)] {
+    for (caller, version) in CALLERS {
         let inputs = if caller.parameters { vec![caller.stdin("c")] } else { vec![Vec::new(), options.clone()] };
         for stdin in inputs {
             let node = Node::new();
@@ -182,6 +194,9 @@ async fn each_caller_gets_the_answer_that_it_can_read() {
             assert_eq!(node.start(&caller, "c", &bundle, &stdin), (true, output));
             shut_down(&address).await;
             assert!(node.sockets().is_empty());
+            let output = node.command(&caller, "c", &bundle, "delete").output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(DeleteResponse::parse_from_bytes(&output.stdout).unwrap().exit_status, 137);
         }
     }
 }
@@ -426,10 +441,15 @@ fn version_and_info_need_nothing() {
         let output = run(&[flag]);
         assert!(output.status.success() && text(output.stdout).contains(env!("CARGO_PKG_VERSION")));
     }
-    let output = run(&["-info"]);
-    assert!(output.status.success() && output.stderr.is_empty());
-    let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
-    assert_eq!(info.name, "io.containerd.cloister.v2");
+    let options = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0xff; 4], ..Default::default() };
+    for stdin in [Vec::new(), options.write_to_bytes().unwrap()] {
+        let mut info = Command::new(SHIM).arg("-info").env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        info.stdin.take().unwrap().write_all(&stdin).unwrap();
+        let output = info.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(RuntimeInfo::parse_from_bytes(&output.stdout).unwrap().name, "io.containerd.cloister.v2");
+    }
+    assert!(run(&["-info"]).stderr.is_empty());
 }
 
 #[test]

@@ -79,20 +79,25 @@ impl Broker {
         Ok(line.with_context(|| format!("the broker has no counter {name}"))?.trim().parse()?)
     }
 
-    /// Answers a new challenge with evidence that was made before it; gives the broker's answer.
-    pub fn replay(&self, tee: &str, evidence: &Value) -> Result<String> {
+    /// Answers a new challenge with what a guest once answered to another; gives the broker's answer.
+    pub fn replay(&self, tee: &str, answer: &Value) -> Result<String> {
+        let (cookie, _) = self.challenge(tee)?;
+        self.post("/kbs/v0/attest", &cookie, answer)
+    }
+
+    /// The same, by somebody who has understood that the nonce is another and puts the new one in its place.
+    pub fn replay_with_nonce(&self, tee: &str, answer: &Value) -> Result<String> {
+        let (cookie, challenge) = self.challenge(tee)?;
+        let mut answer = answer.clone();
+        answer["runtime-data"]["nonce"] = challenge["nonce"].clone();
+        self.post("/kbs/v0/attest", &cookie, &answer)
+    }
+
+    fn challenge(&self, tee: &str) -> Result<(String, Value)> {
         let begun = self.post("/kbs/v0/auth", "", &json!({"version": "0.4.0", "tee": tee, "extra-params": ""}))?;
         let cookie = begun.lines().find_map(|line| line.strip_prefix("set-cookie: ")).context("no cookie")?;
-        let challenge: Value = serde_json::from_str(begun.lines().last().context("no challenge")?)?;
-        // The point of RFC 7517, A.1: whose key it is does not matter to a replay.
-        let key = json!({"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
-            "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"});
-        let answer = json!({
-            "init-data": null,
-            "runtime-data": {"nonce": challenge["nonce"], "tee-pubkey": key},
-            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
-        });
-        self.post("/kbs/v0/attest", cookie.split(';').next().unwrap_or_default(), &answer)
+        let challenge = serde_json::from_str(begun.lines().last().context("no challenge")?)?;
+        Ok((cookie.split(';').next().unwrap_or_default().to_owned(), challenge))
     }
 
     /// Status line, headers and body.

@@ -26,8 +26,13 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts one with its storage in `<directory>/<name>`.
+    /// Starts one that is open to all, with its storage in `<directory>/<name>`.
     pub fn start(directory: &Path, name: &str) -> Result<Self> {
+        Self::start_with(directory, name, "", "")
+    }
+
+    /// The same with more in its configuration: keys of `http`, each with a comma before it, and lines.
+    pub fn start_with(directory: &Path, name: &str, http: &str, more: &str) -> Result<Self> {
         let storage = directory.join(name);
         fs::create_dir_all(&storage)?;
         let authority = format!("127.0.0.1:{}", free_port()?);
@@ -35,7 +40,7 @@ impl Registry {
         fs::write(
             &file,
             format!(
-                "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{authority}'}}\n",
+                "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{authority}'{http}}}\n{more}",
                 storage.display()
             ),
         )?;

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             no_initdata_no_key,
             the_policy_decides_on_exec_and_overrides,
             a_policy_from_a_manifest_lets_its_pod_run_and_nothing_else,
+            an_image_goes_from_place_to_place_and_back,
             skopeos_image_runs_signed_and_for_a_private_key_in_the_broker,
             an_image_that_is_not_signed_as_the_owner_wants_is_refused,
         ],
@@ -308,6 +309,50 @@ fn tool(program: &Path, arguments: &[&str]) -> Result<()> {
 fn signed(key: &str) -> String {
     let requirement = json!({"default": [{"type": "sigstoreSigned", "keyPath": key}]});
     format!("image_security_policy = {:?}", requirement.to_string())
+}
+
+/// Each kind of place that the owner's tool knows as source and as destination of both of its ways; what went in comes out. No VM.
+fn an_image_goes_from_place_to_place_and_back(bed: &Bed) -> Result<()> {
+    let directory = bed.base().join("places");
+    fs::create_dir_all(&directory)?;
+    let path = |name: &str| directory.join(name).display().to_string();
+    tool(Path::new("openssl"), &["genrsa", "-out", &path("private.pem"), "2048"])?;
+    tool(Path::new("openssl"), &["rsa", "-in", &path("private.pem"), "-pubout", "-out", &path("public.pem")])?;
+    let layout = bed.layout(&Image::busybox("true")?.with_file("srv/a", "a").with_file("srv/b", "b"), "places")?;
+    let image = |arguments: &[&str]| -> Result<Value> {
+        let mut tool = Command::new(place::ours("cloister")?);
+        tool.arg("image").args(arguments).args(["--json", "--plain-http", &bed.registry.authority]);
+        Ok(serde_json::from_slice(&command::run(&mut tool, TOOL)?.succeeded()?.stdout)?)
+    };
+    let layers = |place: &str, encrypted: bool| -> Result<Vec<String>> {
+        let seen = image(&["inspect", place])?;
+        let layers = seen["layers"].as_array().context("layers")?;
+        ensure!(
+            layers.iter().all(|layer| layer["encrypted"] == encrypted) && (seen["keys"] == json!(["jwe"])) == encrypted,
+            "{place}: {seen}"
+        );
+        Ok(layers.iter().map(|layer| layer["diff_id"].to_string()).collect())
+    };
+    let registry = |tag: &str| format!("docker://{}/places:{tag}", bed.registry.authority);
+    let (first, archive) = (format!("oci:{}:1", layout.directory.display()), format!("oci-archive:{}:1", path("plain.tar")));
+    let ways = [
+        (first.clone(), registry("sealed"), archive.clone()),
+        (archive, format!("oci-archive:{}:1", path("sealed.tar")), format!("docker-archive:{}:places:1", path("docker.tar"))),
+        (format!("docker-archive:{}", path("docker.tar")), format!("oci:{}:1", path("sealed")), registry("plain")),
+        (registry("plain"), registry("again"), format!("oci:{}:2", path("sealed"))),
+    ];
+    let wanted = layers(&first, false)?;
+    ensure!(wanted.len() == 3, "{wanted:?}");
+    for (plain, sealed, opened) in &ways {
+        let encrypted = image(&["encrypt", plain, sealed, "--recipient", &format!("jwe:{}", path("public.pem"))])?;
+        ensure!(encrypted["digest"] == image(&["inspect", sealed])?["digest"], "{encrypted}");
+        ensure!(layers(sealed, true)? == wanted, "{sealed}");
+        let decrypted = image(&["decrypt", sealed, opened, "--private-key", &path("private.pem")])?;
+        ensure!(decrypted["digest"].as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{decrypted}");
+        let opened = opened.replace(":places:1", "");
+        ensure!(layers(&opened, false)? == wanted, "{opened}");
+    }
+    Ok(())
 }
 
 /// What others made: skopeo encrypts for an RSA key, which the owner keeps in the broker; the ciphertext is signed in cosign's formats.

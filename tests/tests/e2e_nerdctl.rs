@@ -128,11 +128,16 @@ fn a_published_service_is_reached_and_looked_after(bed: &Bed) -> Result<()> {
 
 fn a_terminal_with_variables(bed: &Bed) -> Result<()> {
     let nerdctl = Nerdctl::new(bed)?;
-    let reference = bed.plain(&Image::busybox("tty; stty size; echo $WHO; read line; echo \"got $line\"; exit 5")?, "terminal")?;
-    let arguments = ["-it", "--rm", "--name", "terminal", "-p", "8081:80", "-e", "WHO=me", &reference];
+    let reference =
+        bed.plain(&Image::busybox("tty; stty size; echo $WHO; cat /conf/file; read line; echo \"got $line\"; exit 5")?, "terminal")?;
+    let conf = bed.base().join("conf");
+    fs::create_dir_all(&conf)?;
+    fs::write(conf.join("file"), "of the host\n")?;
+    let volume = format!("{}:/conf:ro", conf.display());
+    let arguments = ["-it", "--rm", "--name", "terminal", "-p", "8081:80", "-v", &volume, "-e", "WHO=me", &reference];
     let finished = pty::run(&mut nerdctl.run_command(&arguments), b"a line\n", BOOT)?;
     let text = finished.text();
-    ensure!(text.contains("/dev/pts/") && text.contains("me\r\n") && text.contains("got a line"), "{text}");
+    ensure!(text.contains("/dev/pts/") && text.contains("me\r\nof the host\r\n") && text.contains("got a line"), "{text}");
     ensure!(finished.code() == Some(5), "{finished:?}");
     let left = nerdctl.call(&["ps", "-a", "--format", "{{.Names}}"])?.succeeded()?;
     ensure!(!left.text().contains("terminal"), "{left:?}");

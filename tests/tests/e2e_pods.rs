@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::bed::{Bed, Setup};
 use tests::cri::websocket::{WebSocket, channel};
-use tests::cri::{ContainerSpec, Placed, Pod, PodSpec};
+use tests::cri::{ContainerSpec, Placed, Pod, PodSpec, Security};
 use tests::oci::Image;
 use tests::runner::Test;
 use tests::{raw, runner, tests};
@@ -49,6 +49,7 @@ fn a_pod_does_what_pods_do(bed: &Bed) -> Result<()> {
         sysctls: &[("net.ipv4.ip_local_port_range", "20000 30000"), ("kernel.shm_rmid_forced", "1"), ("net.core.somaxconn", "77")],
         memory_mib: 96,
         cpu_percent: 150,
+        privileged: true,
         ..PodSpec::default()
     };
     let pod = bed.cri()?.run_pod(&spec)?;
@@ -72,6 +73,7 @@ fn a_pod_does_what_pods_do(bed: &Bed) -> Result<()> {
     the_network_is_the_pods(bed, &pod, &side_id, &address)?;
     streams_reach_the_node(&pod, &image, &server, &side_id)?;
     a_port_is_forwarded(&pod)?;
+    what_a_container_may_do_is_the_pods_to_say(&pod, &image, &side_id)?;
     let side_id = a_container_is_started_again(&pod, &side, &side_id)?;
     containers_have_disks(bed, &pod, &image)?;
     ensure!(pod.memory(&server_id)? > 0, "no statistics");
@@ -137,6 +139,9 @@ fn streams_reach_the_node(pod: &Pod<'_>, image: &str, server: &ContainerSpec<'_>
     ensure!((executed.code, executed.stdout.as_str(), executed.stderr.as_str()) == (5, "out\n", "err\n"), "{executed:?}");
     let late = pod.exec_sync(side, SLEEP, 1).err().context("an exec outlived its time")?.to_string();
     ensure!(late.contains("timed out") || late.contains("timeout") || late.contains("deadline"), "{late}");
+    // Its own program is the one that is left.
+    let left = pod.shell(side, "busybox ps | busybox grep -c '[s]leep 3600'")?;
+    ensure!(left == "1\n", "{left} of 1 are left after an exec's end in time");
 
     let mut exec = WebSocket::connect(&pod.exec(side, &["/bin/sh", "-c", "read line; echo got $line; echo bad >&2; exit 6"])?)?;
     exec.send(channel::STDIN, b"typed\n")?;
@@ -154,6 +159,28 @@ fn streams_reach_the_node(pod: &Pod<'_>, image: &str, server: &ContainerSpec<'_>
     }
     pod.stop_container(&reader, 0)?;
     pod.remove_container(&reader)
+}
+
+/// `securityContext`, with the runtime's own default for system calls; and `privileged`, which is so in the guest and not on the node.
+fn what_a_container_may_do_is_the_pods_to_say(pod: &Pod<'_>, image: &str, unsaid: &str) -> Result<()> {
+    let look = "id -u; id -G; busybox grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status | busybox tr -d '\\n\\t '; echo; \
+                (touch /x && echo writable || echo read-only) 2>/dev/null; (busybox unshare -U true && echo unshared || echo refused) 2>/dev/null";
+    ensure!(pod.shell(unsaid, look)? == "0\n0\nNoNewPrivs:0Seccomp:0\nwritable\nunshared\n", "{}", pod.shell(unsaid, look)?);
+    let security = Security::Restricted { user: 1234, group: 77 };
+    let spec = ContainerSpec { name: "restricted", image, command: SLEEP, security, ..ContainerSpec::default() };
+    let restricted = pod.start(&spec)?;
+    let seen = pod.shell(&restricted, look)?;
+    ensure!(seen == "1234\n0 77\nNoNewPrivs:1Seccomp:2\nread-only\nrefused\n", "{seen}");
+    let spec = ContainerSpec { name: "privileged", image, command: SLEEP, security: Security::Privileged, ..ContainerSpec::default() };
+    let privileged = pod.start(&spec)?;
+    let mounted = "mkdir /m && busybox mount -t tmpfs none /m && echo mounted; cat /proc/version";
+    let (inside, node) = (pod.shell(&privileged, mounted)?, std::fs::read_to_string("/proc/version")?);
+    ensure!(inside.starts_with("mounted\n") && !inside.contains(node.trim()), "{inside}");
+    for id in [restricted, privileged] {
+        pod.stop_container(&id, 0)?;
+        pod.remove_container(&id)?;
+    }
+    Ok(())
 }
 
 /// What listens on the pod's loopback is reached from the node, as `kubectl port-forward` does it.

@@ -19,6 +19,7 @@ use tests::broker::Release;
 use tests::configuration::{Configuration, Initdata};
 use tests::ctr::{BOOT, Run};
 use tests::oci::{Image, Layout};
+use tests::recorder::Recorder;
 use tests::{command, leaks, place, runner, tests};
 
 const MEASURE: Duration = Duration::from_secs(60);
@@ -68,15 +69,21 @@ fn the_predicted_guest_gets_the_key_and_leaves_nothing_when_its_shim_is_killed(b
     vtpm(bed).write(&bed.configuration_file())?;
     // The policy names the image, whose digest is that of what was encrypted; so the rule, which names the policy, comes last.
     let manifest = Layout { directory: bed.base().join("images/predicted.enc") }.digests()?.manifest;
-    let policy = format!("[[image]]\ndigest = {manifest:?}\n{POLICY}exec = true\nsecrets = [\"evidence\"]\n");
-    let (initdata, rule) = (bed.initdata(&policy), bed.base().join("predicted.rule"));
+    let policy = format!("[[image]]\ndigest = {manifest:?}\n{POLICY}exec = true\nsecrets = [\"evidence\", \"token\", {KEY:?}]\n");
+    let between = Recorder::start(&bed.broker.authority)?;
+    let configuration =
+        Configuration { authorities: [bed.configuration.authorities.clone(), vec![between.authority.clone()]].concat(), ..vtpm(bed) };
+    configuration.write(&bed.configuration_file())?;
+    let (initdata, rule) = (Initdata::new(&format!("http://{}", between.authority), &policy), bed.base().join("predicted.rule"));
     let (measurement, digest) = (measured(bed, &vtpm(bed))?, initdata.digest());
     fs::write(&rule, format!("tee = 'tpm'\nlaunch_measurement = '{measurement}'\ninit_data = 'sha256:{digest}'\n"))?;
     bed.broker.release(KEY, &rule)?;
     let (id, annotation) = (bed.id("predicted"), initdata.annotation()?);
     let running = bed.ctr().start(&Run { image: &reference, id: &id, initdata: Some(&annotation), ..Run::default() })?;
     running.wait_output(BOOT)?;
+    what_the_guest_said_to_the_broker_serves_nobody_again(bed, &between)?;
     the_evidence_says_which_image_runs(bed, &id, &manifest)?;
+    the_workload_gets_what_the_policy_lists(bed, &id, KEY)?;
     let emulators = leaks::pids_with("swtpm").into_iter().filter(|(_, line)| line.contains(&id)).count();
     for (pid, _) in leaks::pids_with("containerd-shim-cloister-v2").into_iter().filter(|(_, line)| line.contains(&id)) {
         kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
@@ -88,8 +95,36 @@ fn the_predicted_guest_gets_the_key_and_leaves_nothing_when_its_shim_is_killed(b
     bed.nothing_of(&id)
 }
 
+/// The whole answer that was good a moment ago, as the host has it, and the same with the new challenge's nonce in it.
+fn what_the_guest_said_to_the_broker_serves_nobody_again(bed: &Bed, between: &Recorder) -> Result<()> {
+    let answer = between.body("/kbs/v0/attest")?;
+    for replayed in [bed.broker.replay("tpm", &answer)?, bed.broker.replay_with_nonce("tpm", &answer)?] {
+        ensure!(replayed.starts_with("HTTP/1.1 401"), "{replayed}");
+        ensure!(replayed.contains("made for another challenge or key") || replayed.contains("nonce"), "{replayed}");
+    }
+    Ok(())
+}
+
+fn the_workload_gets_what_the_policy_lists(bed: &Bed, id: &str, key: &str) -> Result<()> {
+    let get = |name: &str, path: &str| {
+        let script =
+            format!("busybox wget -S -qO- http://127.0.0.1:8006{path} > /tmp/got 2> /tmp/said; busybox wc -c < /tmp/got; cat /tmp/said");
+        bed.ctr().exec(id, name, &[], &["/bin/sh", "-c", &script], b"").map(|done| done.text())
+    };
+    let resource = |uri: &str| format!("/cdh/resource/{}", uri.trim_start_matches("kbs:///"));
+    let given = get("resource", &resource(key))?;
+    ensure!(given.starts_with("32\n") && given.contains(" 200 "), "the key of 32 bytes: {given}");
+    let other = get("other", &resource("kbs:///tests/image/another"))?;
+    ensure!(other.starts_with("0\n") && other.contains(" 403 "), "{other}");
+    let token = bed.ctr().exec(id, "token", &[], &["busybox", "wget", "-qO-", "http://127.0.0.1:8006/aa/token"], b"")?.succeeded()?;
+    let token: Value = serde_json::from_slice(&token.stdout)?;
+    let parts = token["token"].as_str().map(|token| token.split('.').count());
+    ensure!(parts == Some(3), "{token}");
+    Ok(())
+}
+
 /// The TPM's register, read in the guest, holds what is computed from the image's digest alone; and evidence that the container asks for
-/// carries the image, is bound to the container's own words, answers no broker's challenge, and is believed for no other image.
+/// carries the image, is bound to the container's own words, and is believed for no other image.
 fn the_evidence_says_which_image_runs(bed: &Bed, id: &str, manifest: &str) -> Result<()> {
     let exec = |name: &str, args: &[&str]| -> Result<String> {
         Ok(bed.ctr().exec(id, name, &[], args, b"")?.succeeded()?.text().trim().to_owned())
@@ -111,8 +146,6 @@ fn the_evidence_says_which_image_runs(bed: &Bed, id: &str, manifest: &str) -> Re
     };
     let genuine = verdict(&evidence)?;
     ensure!(genuine["fresh"] == true && genuine["claims"]["details"]["tpm"]["images"] == json!([manifest]), "{genuine}");
-    let replayed = bed.broker.replay("tpm", &evidence)?;
-    ensure!(replayed.starts_with("HTTP/1.1 401") && replayed.contains("made for another challenge or key"), "{replayed}");
     evidence["images"] = json!([format!("sha256:{}", "11".repeat(32))]);
     let other = verdict(&evidence)?;
     ensure!(other["genuine"] == false && other["reason"].as_str().context("a reason")?.contains("PCR 13"), "{other}");

@@ -176,7 +176,10 @@ mod tests {
         assert!(!dir.path().join("y").exists() && !dir.path().join("x").exists());
         fs::write(inside.join("file"), "").unwrap();
         assert!(made("file").is_err() && made("file/z").is_err());
-        let found = |path: &str| std::fs::read_link(format!("/proc/self/fd/{}", root.find(path)?.as_raw_fd()));
+        let found = |path: &str| {
+            let found = root.find(path)?;
+            std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        };
         assert_eq!((found("up/file").unwrap(), found("").unwrap()), (inside.join("file"), inside));
         assert!(found("out/secret").is_err());
     }

@@ -1,5 +1,5 @@
-//! What the owner's settings say about getting images, made ready once: the registry client, and the policy on signatures. Parts of it
-//! may be the broker's, so that it is made when the first image is asked for.
+//! What the owner's settings say about getting images, each made ready once: the registry client, the policy on signatures, private keys. Parts
+//! may be the broker's, so that they are made when the first image needs them: a manifest is not kept waiting for a policy.
 
 use super::PullError;
 use crate::vsock::Courier;
@@ -22,21 +22,21 @@ pub struct Access {
     settings: ImageSettings,
     broker: Option<Arc<BrokerClient>>,
     ready: OnceCell<Ready>,
+    policy: OnceCell<Option<SignaturePolicy>>,
     private_keys: OnceCell<Vec<PrivateKey>>,
 }
 
-/// Settings that were found to be good.
+/// What the registry client is made of.
 struct Ready {
     http: HttpClient,
     credentials: Arc<AuthFile>,
     registries: Registries,
-    policy: Option<SignaturePolicy>,
 }
 
 impl Access {
     /// Nothing is read before the first image.
     pub fn new(settings: ImageSettings, broker: Option<Arc<BrokerClient>>) -> Self {
-        Self { settings, broker, ready: OnceCell::new(), private_keys: OnceCell::new() }
+        Self { settings, broker, ready: OnceCell::new(), policy: OnceCell::new(), private_keys: OnceCell::new() }
     }
 
     /// A client for the registries, through the courier. `plain_http` is the node's word.
@@ -49,10 +49,19 @@ impl Access {
     /// Whether the image is signed as the owner wants it; gives whether he wants it signed. Asked for every container, whatever of its image is
     /// here already.
     pub async fn check_signature(&self, subject: &Subject<'_>, registry: &Registry, reference: &Reference) -> Result<bool, PullError> {
-        let Some(policy) = &self.ready().await?.policy else { return Ok(false) };
+        let Some(policy) = self.signature_policy().await? else { return Ok(false) };
         let repository = RegistryRepository { registry, reference };
         signature::check(policy, subject, &repository, self).await?;
         Ok(policy.demands_signature(reference))
+    }
+
+    /// The owner's policy on signatures, if he has one.
+    pub async fn signature_policy(&self) -> Result<Option<&SignaturePolicy>, PullError> {
+        let load = || async {
+            let Some(json) = self.text(&self.settings.security_policy).await? else { return Ok(None) };
+            SignaturePolicy::parse(&json).map(Some).map_err(|e| bad("image security policy", &e))
+        };
+        self.policy.get_or_try_init(load).await.map(Option::as_ref)
     }
 
     /// The private keys for images that were encrypted with JWE.
@@ -90,7 +99,6 @@ impl Access {
 
     async fn prepare(&self) -> Result<Ready, PullError> {
         let settings = &self.settings;
-        let bad = |what: &str, e: &dyn Display| PullError::Settings { what: what.to_owned(), reason: e.to_string() };
         let roots = settings.extra_roots.join("\n");
         let http = HttpClient::new(Arc::new(Courier), Some(&roots)).map_err(|e| bad("extra_root_certificates", &e))?;
         let proxy = &settings.proxy;
@@ -107,11 +115,7 @@ impl Access {
             }
             None => Registries::default(),
         };
-        let policy = match self.text(&settings.security_policy).await? {
-            Some(json) => Some(SignaturePolicy::parse(&json).map_err(|e| bad("image security policy", &e))?),
-            None => None,
-        };
-        Ok(Ready { http, credentials: Arc::new(credentials), registries, policy })
+        Ok(Ready { http, credentials: Arc::new(credentials), registries })
     }
 
     async fn text(&self, text: &Option<Text>) -> Result<Option<Zeroizing<Vec<u8>>>, PullError> {
@@ -124,6 +128,10 @@ impl Access {
             }
         }
     }
+}
+
+fn bad(what: &str, error: &dyn Display) -> PullError {
+    PullError::Settings { what: what.to_owned(), reason: error.to_string() }
 }
 
 #[async_trait]
@@ -160,7 +168,12 @@ mod tests {
                 "extra_root",
             ),
         ] {
-            let error = access(settings).registry(Vec::new()).await.err().unwrap().to_string();
+            let access = access(settings);
+            let refused = match access.registry(Vec::new()).await {
+                Ok(_) => access.signature_policy().await.err(),
+                Err(error) => Some(error),
+            };
+            let error = refused.unwrap().to_string();
             assert!(error.contains(wanted) && !error.contains('\n'), "{error}");
         }
         access(ImageSettings::default()).registry(Vec::new()).await.unwrap();

@@ -2,11 +2,12 @@
 
 use super::{Access, PullError};
 use crate::stages::Stages;
+use futures_util::future::join_all;
 use image::{
     ocicrypt::{Kek, KeyRing, LayerKey},
     plan::LayerPlan,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most names of keys that one image may have us ask the broker for: whoever made the image chose them.
 const MAX_NAMES: usize = 32;
@@ -20,6 +21,7 @@ pub async fn layer_keys(plans: &[LayerPlan], access: &Access, stages: &mut Stage
     // For its time only: an error comes again, with the key's name, below.
     access.attest().await;
     stages.end("attest");
+    keys.fetch_all(plans).await;
     let mut out = Vec::with_capacity(plans.len());
     for plan in plans {
         out.push(keys.of(plan).await?);
@@ -69,6 +71,17 @@ impl Keys<'_> {
         Err(PullError::Key { layer, key, reason: reasons.join("; ") })
     }
 
+    /// The key that each layer names first, all at the same time: an image of many keys waits once. Errors come again with their layer.
+    async fn fetch_all(&mut self, plans: &[LayerPlan]) {
+        let first = plans.iter().filter_map(|plan| plan.envelope.as_ref()?.packets().first().map(|packet| packet.key_id()));
+        for (name, fetched) in at_once(first, |name| self.kek(name)).await {
+            match fetched {
+                Ok(kek) => self.ring.add_kek(name, kek),
+                Err(reason) => drop(self.refused.insert(name.to_owned(), reason)),
+            }
+        }
+    }
+
     async fn fetch(&mut self, name: &str) -> Result<(), String> {
         if self.ring.has_kek(name) {
             return Ok(());
@@ -107,5 +120,32 @@ impl Keys<'_> {
             self.private = true;
         }
         Ok(())
+    }
+}
+
+/// Asks for each name once, for all of them side by side.
+async fn at_once<'a, T, R: Future<Output = T>>(names: impl Iterator<Item = &'a str>, ask: impl Fn(&'a str) -> R) -> Vec<(&'a str, T)> {
+    let names: BTreeSet<&str> = names.collect();
+    let ask = &ask;
+    join_all(names.into_iter().take(MAX_NAMES).map(|name| async move { (name, ask(name).await) })).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::Barrier;
+
+    /// Who asks for one key after the other would wait here for ever.
+    #[tokio::test]
+    async fn keys_are_asked_for_side_by_side_and_once() {
+        let all_have_asked = Barrier::new(3);
+        let names = ["kbs:///a/key/1", "kbs:///a/key/2", "kbs:///a/key/1", "kbs:///a/key/3"].into_iter();
+        let answers = at_once(names, |name| async {
+            all_have_asked.wait().await;
+            name.len()
+        });
+        assert_eq!(answers.await.into_iter().map(|(name, _)| &name[13..]).collect::<Vec<_>>(), ["1", "2", "3"]);
+        let many: Vec<String> = (0..MAX_NAMES + 9).map(|n| format!("kbs:///a/key/{n}")).collect();
+        assert_eq!(at_once(many.iter().map(String::as_str), |_| async {}).await.len(), MAX_NAMES);
     }
 }

@@ -94,7 +94,10 @@ impl Puller {
         let reference: Reference = request.image_reference.parse().map_err(bad)?;
         let registry = self.access.registry(request.plain_http_registries.clone()).await?;
         let source = Source::new(Arc::new(self.courier), registry, reference);
-        let top = source.top(&request.image_digest_hint).await?;
+        // Beside each other: the policy may be the broker's, and then waits for the handshake.
+        let (top, signatures) = tokio::join!(source.top(&request.image_digest_hint), self.access.signature_policy());
+        let top = top?;
+        signatures?;
         stages.end("resolve");
         let document = manifest::parse_document(&top.bytes, top.media_type.as_deref());
         let (manifest, digest, lower) = match document.map_err(|e| source.invalid("manifest", top.digest, e))? {

@@ -258,7 +258,8 @@ async fn fill(body: Box<dyn AsyncRead + Send + Unpin>, size: u64, hex: &str, par
     if seen != size || actual != hex {
         return Err(io::Error::other(format!("{seen} of {size} bytes came, of digest sha256:{actual}; not kept")));
     }
-    Ok(())
+    // On disk before it gets its name: a power failure leaves no name over half of a blob, which no guest would take, now or ever again.
+    part.sync_all().await
 }
 
 /// A reader of a file that grows to `size` while its download holds `lock`.

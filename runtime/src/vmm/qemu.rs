@@ -189,7 +189,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::vmm::{Disk, Tap};
+    use crate::vmm::{Cmdline, Disk, Tap};
 
     fn fd() -> OwnedFd {
         std::fs::File::open("/dev/null").unwrap().into()
@@ -256,19 +256,28 @@ mod tests {
     const BEGIN: &str = "-name cloister-demo -no-user-config -nodefaults -no-reboot -display none \
          -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     const GUEST: &str =
-        "-kernel /g/vmlinuz -initrd /g/initramfs.cpio -append quiet -chardev stdio,id=console,signal=off -serial chardev:console";
+        "-kernel /g/vmlinuz -initrd /g/initramfs.cpio -append @cmdline -chardev stdio,id=console,signal=off -serial chardev:console";
 
-    /// A launch with every device, in this enclave.
+    /// A launch with every device, in this enclave: `@cmdline` for what the kernel is told.
     fn in_enclave(name: &str, accelerator: Accelerator) -> String {
-        text(Launch {
-            platform: crate::tee::example(name),
+        let platform = crate::tee::example(name);
+        let (machine, acpi) = (platform.shape.machine, platform.shape.acpi);
+        let cmdline = Cmdline { accelerator, machine, acpi, measurement: None, extra: "" }.to_text(|| unreachable!("a PC has timers"));
+        // Without ACPI a kernel finds one processor.
+        let vcpus = if acpi { 2 } else { 1 };
+        let line = text(Launch {
+            platform,
+            vcpus,
+            cmdline: cmdline.clone(),
             kernel: "/g/vmlinuz".into(),
             accelerator,
             vsock: VsockDevice::Kernel { cid: 77, device: fd() },
             scratch: Some(fd()),
             taps: vec![Tap { fd: fd(), mac: [2, 0, 0, 0, 0, 0x1f] }],
             ..launch()
-        })
+        });
+        assert_eq!(cmdline.contains(" acpi=off"), name == "snp");
+        line.replace(&cmdline, "@cmdline")
     }
 
     #[test]
@@ -303,7 +312,7 @@ mod tests {
             in_enclave("snp", Accelerator::Kvm),
             format!(
                 "{BEGIN} -machine q35,smm=off,vmport=off,sata=off,smbus=off,kernel-irqchip=split,confidential-guest-support=tee0,\
-                 memory-backend=ram,dump-guest-core=off,mem-merge=off -accel kvm -cpu EPYC-v4 -smp 2 -m 512M \
+                 memory-backend=ram,dump-guest-core=off,mem-merge=off -accel kvm -cpu EPYC-v4 -smp 1 -m 512M \
                  -object memory-backend-memfd,share=on,id=ram,size=512M \
                  -object sev-snp-guest,id=tee0,cbitpos=51,reduced-phys-bits=1,policy=0x30000,kernel-hashes=on,host-data={host_data},\
                  id-block=QkxP,id-auth=QVVU,author-key-enabled=on -bios /f/OVMF.amdsev.fd {GUEST} \

@@ -52,9 +52,9 @@ impl Ends {
         }
         if !paths.stdout.is_empty() {
             match Uri::parse(&paths.stdout)?.place {
-                Place::Logger(program, words) => {
+                Place::Logger(program, words, readiness) => {
                     let with_stderr = !paths.terminal && !paths.stderr.is_empty();
-                    let mut logger = Logger::start(program, &words, namespace, id).await?;
+                    let mut logger = Logger::start(program, &words, readiness, namespace, id).await?;
                     ends.stdout = logger.stdout.take().map(|pipe| Box::new(pipe) as Sink);
                     ends.stderr = logger.stderr.take().filter(|_| with_stderr).map(|pipe| Box::new(pipe) as Sink);
                     ends.logger = Some(logger);
@@ -83,7 +83,7 @@ fn open_sink(stream: &'static str, place: Place) -> Result<Sink, StdioError> {
             let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o644).open(&path).map_err(failed(path))?;
             Ok(Box::new(tokio::fs::File::from_std(file)))
         }
-        Place::Logger(path, _) => Err(StdioError::Logger { path, reason: "a logger has to be at standard output as well".to_owned() }),
+        Place::Logger(path, ..) => Err(StdioError::Logger { path, reason: "a logger has to be at standard output as well".to_owned() }),
     }
 }
 

@@ -1,7 +1,7 @@
-//! `binary://`: a program takes the output, as nerdctl does it. It finds its streams under fixed descriptors: 3 is standard output,
-//! 4 standard error, and closing 5 (or writing to it) says that it is ready.
+//! `binary://` and `binary-v2://`: a program takes the output, as nerdctl does it. It finds its streams under fixed descriptors: 3 is standard
+//! output, 4 standard error, and by 5 it says that it is ready ([`Readiness`]).
 
-use super::StdioError;
+use super::{StdioError, uri::Readiness};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::{
     fmt::Display,
@@ -36,7 +36,7 @@ pub struct Logger {
 
 impl Logger {
     /// Starts the program and waits until it is ready.
-    pub async fn start(path: PathBuf, words: &[String], namespace: &str, id: &str) -> Result<Self, StdioError> {
+    pub async fn start(path: PathBuf, words: &[String], readiness: Readiness, namespace: &str, id: &str) -> Result<Self, StdioError> {
         let failed = |reason: &dyn Display| StdioError::Logger { path: path.clone(), reason: reason.to_string() };
         let pipe = || io::pipe().map_err(|e| failed(&e));
         let ((out, stdout), (err, stderr), (ready, done)) = (pipe()?, pipe()?, pipe()?);
@@ -63,8 +63,8 @@ impl Logger {
         drop(inherited);
 
         let mut ready = Receiver::from_owned_fd(ready.into()).map_err(|e| failed(&e))?;
-        // A byte or the end, either will do.
         match timeout(READY, ready.read(&mut [0])).await {
+            Ok(Ok(0)) if readiness == Readiness::Byte => return Err(failed(&"ended before it was ready")),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(failed(&error)),
             Err(_) => return Err(failed(&format!("not ready within {} s", READY.as_secs()))),
@@ -117,7 +117,7 @@ mod tests {
         let program =
             script(&dir, "exec 5>&-; echo \"$1=$2 $CONTAINER_NAMESPACE/$CONTAINER_ID\" > \"$2\"; cat <&3 >> \"$2\"; cat <&4 >> \"$2\"");
         let words = ["to".to_owned(), log.display().to_string()];
-        let mut logger = Logger::start(program, &words, "ns", "c").await.unwrap();
+        let mut logger = Logger::start(program, &words, Readiness::ByteOrEnd, "ns", "c").await.unwrap();
         for (pipe, text) in [(logger.stdout.take(), "out\n"), (logger.stderr.take(), "err\n")] {
             pipe.unwrap().write_all(text.as_bytes()).await.unwrap();
         }
@@ -127,7 +127,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_is_named() {
-        let error = Logger::start("/nowhere/logger".into(), &[], "ns", "c").await.err().unwrap();
+        let error = Logger::start("/nowhere/logger".into(), &[], Readiness::Byte, "ns", "c").await.err().unwrap();
         assert!(error.to_string().contains("/nowhere/logger"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn one_of_the_second_kind_has_to_say_that_it_is_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = |text: &str| Logger::start(script(&dir, text), &[], Readiness::Byte, "ns", "c");
+        start("echo >&5; exec 5>&-; cat <&3").await.unwrap().close().await;
+        let error = start("exit 3").await.err().unwrap().to_string();
+        assert!(error.contains("ended before it was ready"), "{error}");
     }
 }

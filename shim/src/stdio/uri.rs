@@ -16,7 +16,16 @@ pub enum Place {
     /// A file that is written at its end.
     File(PathBuf),
     /// A program that takes the output, with its arguments.
-    Logger(PathBuf, Vec<String>),
+    Logger(PathBuf, Vec<String>, Readiness),
+}
+
+/// How a logger says that it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// `binary:`: by a byte, or by closing the descriptor, which it does too when it fails.
+    ByteOrEnd,
+    /// `binary-v2:`: by a byte. The end without one is a failure.
+    Byte,
 }
 
 /// An address of a stream.
@@ -27,7 +36,7 @@ pub struct Uri {
 }
 
 impl Uri {
-    /// Reads an address. As Go's shims do it, the query of `binary:` becomes words: each key, followed by its value.
+    /// Reads an address. As Go's shims do it, the query of a logger's becomes words: each key, followed by its value.
     pub fn parse(uri: &str) -> Result<Self, StdioError> {
         let refuse = |rule| StdioError::Address { uri: uri.chars().take(256).collect(), rule };
         if uri.len() > MAX_URI {
@@ -41,8 +50,11 @@ impl Uri {
         let place = match scheme {
             "fifo" => Place::Fifo(path),
             "file" => Place::File(path),
-            "binary" => Place::Logger(path, words(query).ok_or_else(|| refuse("its query is not one of a URL"))?),
-            _ => return Err(refuse("a path, fifo://, file:// or binary:// is expected")),
+            "binary" | "binary-v2" => {
+                let readiness = if scheme == "binary" { Readiness::ByteOrEnd } else { Readiness::Byte };
+                Place::Logger(path, words(query).ok_or_else(|| refuse("its query is not one of a URL"))?, readiness)
+            }
+            _ => return Err(refuse("a path, fifo://, file://, binary:// or binary-v2:// is expected")),
         };
         Ok(Self { place })
     }
@@ -102,7 +114,8 @@ mod tests {
     fn nerdctls_logger_gets_its_words() {
         let uri = "binary:///usr/bin/nerdctl?_NERDCTL_INTERNAL_LOGGING=%2Fvar%2Flib%2Fnerdctl&quiet";
         let words = ["_NERDCTL_INTERNAL_LOGGING", "/var/lib/nerdctl", "quiet", ""].map(str::to_owned);
-        assert_eq!(place(uri), Place::Logger("/usr/bin/nerdctl".into(), words.into()));
+        assert_eq!(place(uri), Place::Logger("/usr/bin/nerdctl".into(), words.clone().into(), Readiness::ByteOrEnd));
+        assert_eq!(place(&uri.replace("binary:", "binary-v2:")), Place::Logger("/usr/bin/nerdctl".into(), words.into(), Readiness::Byte));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct PodSpec {
     pub share_processes: bool,
     /// Whether it asks for the node's network.
     pub host_network: bool,
+    /// Whether one of its containers is privileged.
+    pub privileged: bool,
     /// Its limit of memory in MiB; 0 for none.
     pub memory_mib: i64,
     /// Its limit of processors in hundredths; 0 for none.
@@ -68,6 +70,7 @@ impl Default for PodSpec {
             annotations: HashMap::new(),
             share_processes: false,
             host_network: false,
+            privileged: false,
             memory_mib: 0,
             cpu_percent: 0,
             cgroup_parent: "",
@@ -103,6 +106,8 @@ pub struct ContainerSpec<'a> {
     pub mounts: &'a [Placed<'a>],
     /// Which block devices of the node's it has (`volumeDevices`).
     pub devices: &'a [Placed<'a>],
+    /// What kubelet makes of a `securityContext`.
+    pub security: Security,
 }
 
 /// Something of the node's, and where a container has it.
@@ -114,6 +119,45 @@ pub struct Placed<'a> {
     pub container: &'a str,
     /// Whether it is only to be read.
     pub readonly: bool,
+}
+
+/// How much a container may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Security {
+    /// What a pod that says nothing gets.
+    #[default]
+    Unsaid,
+    /// A user and a group by number, no new privileges, a read-only root, the runtime's default system calls.
+    Restricted {
+        /// `runAsUser`.
+        user: i64,
+        /// One of `supplementalGroups`.
+        group: i64,
+    },
+    /// `privileged`.
+    Privileged,
+}
+
+impl Security {
+    fn context(self, namespaces: pb::NamespaceOption) -> pb::LinuxContainerSecurityContext {
+        let unsaid = pb::LinuxContainerSecurityContext { namespace_options: MessageField::some(namespaces), ..Default::default() };
+        match self {
+            Self::Unsaid => unsaid,
+            Self::Privileged => pb::LinuxContainerSecurityContext { privileged: true, ..unsaid },
+            Self::Restricted { user, group } => {
+                let seccomp =
+                    pb::SecurityProfile { profile_type: pb::security_profile::ProfileType::RuntimeDefault.into(), ..Default::default() };
+                pb::LinuxContainerSecurityContext {
+                    run_as_user: MessageField::some(pb::Int64Value { value: user, ..Default::default() }),
+                    supplemental_groups: vec![group],
+                    readonly_rootfs: true,
+                    no_new_privs: true,
+                    seccomp: MessageField::some(seccomp),
+                    ..unsaid
+                }
+            }
+        }
+    }
 }
 
 /// How a command that was run in a container ended.
@@ -228,6 +272,7 @@ impl Cri {
         let linux = pb::LinuxPodSandboxConfig {
             security_context: MessageField::some(pb::LinuxSandboxSecurityContext {
                 namespace_options: MessageField::some(options),
+                privileged: spec.privileged,
                 ..Default::default()
             }),
             sysctls: spec.sysctls.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
@@ -278,7 +323,7 @@ impl Pod<'_> {
             pid: if self.share_processes { pb::NamespaceMode::POD } else { pb::NamespaceMode::CONTAINER }.into(),
             ..Default::default()
         };
-        let security = pb::LinuxContainerSecurityContext { namespace_options: MessageField::some(options), ..Default::default() };
+        let security = spec.security.context(options);
         let config = pb::ContainerConfig {
             metadata: MessageField::some(pb::ContainerMetadata { name: spec.name.to_owned(), attempt: spec.attempt, ..Default::default() }),
             image: MessageField::some(image_spec(spec.image)),
