@@ -17,6 +17,7 @@ mod containers;
 mod enclave;
 mod forward;
 mod logger;
+mod netlink;
 mod network;
 mod pull;
 mod reaper;

@@ -12,8 +12,10 @@ const OFFSET: usize = 24;
 const HEADER: usize = 64;
 /// `sh_type` of a section that takes no room in the file.
 const NOBITS: u32 = 8;
-/// A section of type information (Documentation/bpf/btf.rst).
-const TYPES: &[u8] = b".BTF";
+/// What a module has and no guest needs. Type information is for tracing programs (Documentation/bpf/btf.rst); the kernel would read it, and
+/// its own with it, at every boot. Unwinding tables are for stack traces of a kernel that has gone wrong (Documentation/arch/x86/
+/// orc-unwinder.rst), which without them are guessed; the kernel would sort them when it loads the module, and relocate them before.
+const NOT_NEEDED: [&[u8]; 4] = [b".BTF", b".orc_unwind", b".orc_unwind_ip", b".rela.orc_unwind_ip"];
 /// No section of a module wants more of its place in the file.
 const ALIGNMENT: usize = 64;
 
@@ -64,10 +66,13 @@ pub(crate) fn sections(object: &[u8]) -> Option<Vec<Section<'_>>> {
     (0..count).map(named).collect()
 }
 
-/// `module` without its type information, which is for tracing programs that no guest runs: the kernel would read it, and its own with it,
-/// at every boot. What is not as expected stays as it is.
-pub(crate) fn without_types(mut module: Vec<u8>) -> Vec<u8> {
-    let Some((header, cut, moved)) = plan(&module) else { return module };
+/// `module` without what no guest needs. What is not as expected stays as it is.
+pub(crate) fn stripped(module: Vec<u8>) -> Vec<u8> {
+    NOT_NEEDED.iter().fold(module, |module, name| without(module, name))
+}
+
+fn without(mut module: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    let Some((header, cut, moved)) = plan(&module, name) else { return module };
     for field in moved {
         let offset = read_u64(&module, field).map_or(0, |offset| offset - cut.len()) as u64;
         module[field..field + 8].copy_from_slice(&offset.to_le_bytes());
@@ -78,19 +83,19 @@ pub(crate) fn without_types(mut module: Vec<u8>) -> Vec<u8> {
     module
 }
 
-/// The header of the type information, what of the file is cut out, and where the offsets stand that lie behind it.
-fn plan(module: &[u8]) -> Option<(Range<usize>, Range<usize>, Vec<usize>)> {
+/// The header of a section, what of the file is cut out with it, and where the offsets stand that lie behind it.
+fn plan(module: &[u8], name: &[u8]) -> Option<(Range<usize>, Range<usize>, Vec<usize>)> {
     let sections = sections(module)?;
-    let types = sections.iter().find(|section| section.name == TYPES)?;
-    let contents = types.range()?;
-    let cut = contents.start..contents.start + types.size / ALIGNMENT * ALIGNMENT;
-    let header = types.header..types.header + HEADER;
+    let unwanted = sections.iter().find(|section| section.name == name)?;
+    let contents = unwanted.range()?;
+    let cut = contents.start..contents.start + unwanted.size / ALIGNMENT * ALIGNMENT;
+    let header = unwanted.header..unwanted.header + HEADER;
     let table = read_u64(module, TABLE)?;
     let overlap = sections.iter().any(|other| {
-        other.header != types.header && other.size > 0 && other.range().is_none_or(|r| r.start < contents.end && r.end > contents.start)
+        other.header != unwanted.header && other.size > 0 && other.range().is_none_or(|r| r.start < contents.end && r.end > contents.start)
     });
     // The table lies behind everything else, as every linker has it.
-    if cut.is_empty() || overlap || table < contents.end {
+    if overlap || table < contents.end {
         return None;
     }
     let behind = sections.iter().filter(|section| section.offset >= contents.end).map(|section| section.header + OFFSET);
@@ -103,15 +108,18 @@ mod tests {
     use crate::{fixture, modinfo};
 
     #[test]
-    fn a_module_loses_its_types_and_nothing_else() {
+    fn a_module_loses_what_no_guest_needs_and_nothing_else() {
         let module = fixture::module("dm_crypt", &["dm_mod"]);
-        let without = without_types(module.clone());
-        assert_eq!(module.len() - without.len(), fixture::TYPES / ALIGNMENT * ALIGNMENT);
-        assert_eq!(modinfo::parse(&without), modinfo::parse(&module));
+        let less = stripped(module.clone());
+        let whole = fixture::NOT_NEEDED.map(|(_, size)| size / ALIGNMENT * ALIGNMENT);
+        assert_eq!((module.len() - less.len(), whole), (whole.iter().sum(), [128, 64, 0, 192]));
+        assert_eq!(modinfo::parse(&less), modinfo::parse(&module));
         let names = |module: &[u8]| sections(module).unwrap().iter().map(|section| section.name.to_vec()).collect::<Vec<_>>();
-        assert_eq!(names(&module), [&b".shstrtab"[..], TYPES, b".modinfo"]);
-        assert_eq!(names(&without), [&b".shstrtab"[..], b".shstrtab", b".modinfo"], "an entry whose name is the first of the table");
-        assert_eq!(without_types(without.clone()), without);
+        assert_eq!(names(&module), [&[&b".shstrtab"[..]][..], &NOT_NEEDED, &[b".modinfo"]].concat());
+        // An entry that is none any more has the first name of the table.
+        let none = &b".shstrtab"[..];
+        assert_eq!(names(&less), [none, none, none, none, none, b".modinfo"]);
+        assert_eq!(stripped(less.clone()), less);
     }
 
     #[test]
@@ -121,11 +129,11 @@ mod tests {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut changed = module.clone();
                 changed[at] = value;
-                let _ = modinfo::parse(&without_types(changed));
+                let _ = modinfo::parse(&stripped(changed));
             }
         }
         for length in 0..module.len() {
-            assert_eq!(without_types(module[..length].to_vec()), module[..length]);
+            assert_eq!(stripped(module[..length].to_vec()), module[..length]);
         }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) const XZ_OF_HELLO: &[u8] = &[
 ];
 
 /// Module files and what each depends on. `virtio_pci` is built in; the circle of suffixes is for the tests of `modules`.
-const MODULES: [(&str, &[&str]); 20] = [
+const MODULES: [(&str, &[&str]); 21] = [
     ("kernel/drivers/virtio/virtio_mmio", &[]),
     ("kernel/net/vsock", &[]),
     ("kernel/net/vmw_vsock_virtio_transport_common", &["vsock"]),
@@ -34,6 +34,7 @@ const MODULES: [(&str, &[&str]); 20] = [
     ("kernel/aesni-intel", &["cryptd"]),
     ("kernel/fs/overlay", &[]),
     ("kernel/virtio_net", &["virtio_pci"]),
+    ("kernel/drivers/block/nbd", &[]),
     ("kernel/fs/configfs", &[]),
     ("kernel/virt/tsm", &["configfs"]),
     ("kernel/virt/sev-guest", &["tsm"]),
@@ -127,20 +128,24 @@ pub(crate) fn executable(dynamic: bool) -> Vec<u8> {
     out
 }
 
-/// Length of a module's type information.
-pub(crate) const TYPES: usize = 150;
+/// Sections of a module that no guest needs: where their names are, and their lengths.
+pub(crate) const NOT_NEEDED: [(u32, usize); 4] = [(19, 150), (24, 100), (36, 63), (51, 200)];
 
-/// A kernel module: an ELF object with `.shstrtab`, `.BTF` and `.modinfo`.
+/// A kernel module: an ELF object with `.shstrtab`, what no guest needs, and `.modinfo`.
 pub(crate) fn module(name: &str, depends: &[&str]) -> Vec<u8> {
-    let strings = b".shstrtab\0.modinfo\0.BTF\0";
+    let strings = b".shstrtab\0.modinfo\0.BTF\0.orc_unwind\0.orc_unwind_ip\0.rela.orc_unwind_ip\0";
     let modinfo = format!("license=GPL\0depends={}\0name={name}\0vermagic={VERSION} SMP\0", depends.join(","));
-    let (at_strings, at_types, at_modinfo) = (64, 64 + strings.len(), 64 + strings.len() + TYPES);
-    let shoff = at_modinfo + modinfo.len();
-    let mut out = elf_header(1, 0, shoff as u64, 3);
+    let mut sections = vec![(0, 64, strings.len())];
+    for (name, size) in NOT_NEEDED.into_iter().chain([(10, modinfo.len())]) {
+        let (_, offset, length) = sections[sections.len() - 1];
+        sections.push((name, offset + length, size));
+    }
+    let at_modinfo = sections[sections.len() - 1].1;
+    let mut out = elf_header(1, 0, (at_modinfo + modinfo.len()) as u64, sections.len() as u16);
     out.extend_from_slice(strings);
     out.resize(at_modinfo, 7);
     out.extend_from_slice(modinfo.as_bytes());
-    for (name, offset, size) in [(0u32, at_strings, strings.len()), (19, at_types, TYPES), (10, at_modinfo, modinfo.len())] {
+    for (name, offset, size) in sections {
         let start = out.len();
         out.extend_from_slice(&name.to_le_bytes());
         out.resize(start + 24, 0);

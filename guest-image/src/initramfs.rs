@@ -12,8 +12,9 @@ use thiserror::Error;
 /// Directory of the modules in the guest.
 pub const MODULES_DIR: &str = "lib/modules";
 /// Parameters of modules. brd: one RAM disk of at most 8 GiB, in KiB, for the tags of the largest scratch disk; it takes memory only as
-/// it is written. A second one for the superblocks of sealed disks, of one page each.
-const PARAMETERS: &[(&str, &str)] = &[("brd", "rd_nr=2 rd_size=8388608")];
+/// it is written; a second one for the superblocks of sealed disks, of one page each. nbd: a disk is made when it is asked for, and no table of
+/// partitions is looked for on it.
+const PARAMETERS: &[(&str, &str)] = &[("brd", "rd_nr=2 rd_size=8388608"), ("nbd", "nbds_max=0 max_part=0")];
 
 /// The list that the agent follows: a line `<stage> <file> [parameters]` for each module, in load order.
 pub const LOAD_LIST: &str = "lib/modules/load";

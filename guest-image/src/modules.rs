@@ -30,6 +30,8 @@ pub enum Stage {
     Overlay,
     /// With a network interface.
     Net,
+    /// With the first disk that the host serves to a running guest.
+    Disk,
     /// In an enclave: its report device.
     Tee,
 }
@@ -41,6 +43,7 @@ impl fmt::Display for Stage {
             Self::Scratch => "scratch",
             Self::Overlay => "overlay",
             Self::Net => "net",
+            Self::Disk => "disk",
             Self::Tee => "tee",
         })
     }
@@ -55,6 +58,7 @@ pub const WANTED: &[(Stage, &[&str])] = &[
     (Stage::Scratch, &["virtio_blk", "brd", "dm-mod", "ghash-generic", "gcm", "aesni-intel", "dm-crypt", "dm-integrity"]),
     (Stage::Overlay, &["overlay"]),
     (Stage::Net, &["virtio_net"]),
+    (Stage::Disk, &["nbd"]),
     (Stage::Tee, &["tsm", "sev-guest", "tdx-guest"]),
 ];
 
@@ -203,7 +207,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>, ModulesError> {
         return Err(ModulesError::TooLarge { path: path.to_owned() });
     }
     data.truncate(unsigned_len(&data));
-    Ok(elf::without_types(data))
+    Ok(elf::stripped(data))
 }
 
 /// Length without the appended signature (`include/linux/module_signature.h`): the signature, a `struct module_signature` of twelve
@@ -246,6 +250,7 @@ mod tests {
             (Stage::Scratch, "dm_integrity"),
             (Stage::Overlay, "overlay"),
             (Stage::Net, "virtio_net"),
+            (Stage::Disk, "nbd"),
             (Stage::Tee, "configfs"),
             (Stage::Tee, "tsm"),
             (Stage::Tee, "sev_guest"),

@@ -1,7 +1,7 @@
 //! The bound of every field of `agent.proto`. The agent calls [`Bounded::check`] on each request before anything else; what breaks a
 //! bound is refused as a whole (INVALID_ARGUMENT) and changes nothing.
 
-use crate::api;
+use crate::{api, nbd::SECTOR};
 use thiserror::Error;
 
 /// Longest container, exec and sandbox id, in bytes (containerd's `identifiers.Validate` allows 76).
@@ -36,6 +36,8 @@ pub const MAX_PLAIN_HTTP: usize = 64;
 pub const MAX_PATH: usize = crate::volume::MAX_PATH;
 /// Most volumes of a container.
 pub const MAX_VOLUMES: usize = crate::volume::MAX_VOLUMES;
+/// Largest disk that is served, in bytes (`loff_t`).
+pub const MAX_DISK: u64 = i64::MAX as u64;
 /// Highest permission bits of an empty directory.
 pub const MAX_MODE: u32 = 0o3777;
 /// Highest signal number (`_NSIG`).
@@ -256,6 +258,12 @@ impl Bounded for api::Volume {
                 // Never the scratch disk's.
                 ensure(is_numbered(&self.name, "disk"), "volumes.name", "disk and a number")
             }
+            Ok(api::VolumeKind::SERVED_DISK) => {
+                check_id("volumes.name", &self.name)?;
+                let whole = self.size > 0 && self.size.is_multiple_of(SECTOR) && self.size <= MAX_DISK;
+                ensure(whole, "volumes.size", format!("whole sectors of {SECTOR} bytes, at most {MAX_DISK} bytes"))?;
+                ensure(self.destination.starts_with("/dev/"), "volumes.destination", "below /dev")
+            }
             Ok(api::VolumeKind::SHARED) => {
                 ensure(is_numbered(&self.name, "share"), "volumes.name", "share and a number")?;
                 check_part(&self.path)
@@ -452,6 +460,16 @@ mod tests {
         for (destination, name) in [("/dev/xvda", "scratch"), ("/dev/xvda", "disk"), ("/dev/xvda", "disk-1"), ("/data", "scratch")] {
             assert!(disk(destination, name).is_err(), "{destination} {name}");
         }
+        let served = |destination: &str, name: &str, size| {
+            let kind = api::VolumeKind::SERVED_DISK.into();
+            api::Volume { kind, name: name.into(), size, ..volume(destination) }.check().map_err(|error| error.field)
+        };
+        assert_eq!(served("/dev/xvda", "b7.0", 512), Ok(()));
+        for size in [0, 511, 513, u64::MAX, MAX_DISK + 1] {
+            assert_eq!(served("/dev/xvda", "b7.0", size), Err("volumes.size"), "{size}");
+        }
+        assert_eq!(served("/data", "b7.0", 512), Err("volumes.destination"));
+        assert_eq!(served("/dev/xvda", "../x", 512), Err("volumes.name"));
         let part = |path: &str| {
             let kind = api::VolumeKind::EMPTY.into();
             api::Volume { kind, name: "cache".into(), path: path.into(), ..volume("/a") }.check()

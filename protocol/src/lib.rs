@@ -5,6 +5,7 @@
 //! - [`stream`]: the framing of stdio streams, one vsock connection each.
 //! - [`forward`]: TCP connections of the host to ports of the guest's loopback.
 //! - [`volume`]: what the host copies into the guest, one vsock connection for each copy.
+//! - [`nbd`]: disks that the host serves to a guest that runs, one vsock connection each.
 //! - [`courier`]: what the guest may ask of the host: blobs by digest, TCP tunnels.
 //! - [`console`]: the first line of a guest that is up, and the agent's log lines after it.
 //!
@@ -21,6 +22,7 @@ pub mod console;
 pub mod courier;
 pub mod forward;
 pub mod line;
+pub mod nbd;
 pub mod stream;
 pub mod volume;
 
@@ -37,7 +39,7 @@ pub mod guest_port {
     pub const STREAM: u32 = 1025;
     /// See [`crate::forward`].
     pub const FORWARD: u32 = 1026;
-    /// Copies of volumes, see [`crate::volume`].
+    /// Copies of volumes, see [`crate::volume`]; and disks, see [`crate::nbd`].
     pub const VOLUME: u32 = 1027;
 }
 

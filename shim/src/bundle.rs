@@ -173,6 +173,8 @@ struct DeviceRule {
     #[serde(rename = "type")]
     kind: Option<String>,
     major: Option<i64>,
+    minor: Option<i64>,
+    access: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -234,6 +236,15 @@ impl Bundle {
     /// Its devices.
     pub fn devices(&self) -> &[Device] {
         &self.spec.linux.devices
+    }
+
+    /// Whether a device is only to be read, by the last rule that is about it alone (kubelet's `readOnly` of a block volume).
+    pub fn is_readonly(&self, device: &Device) -> bool {
+        let about = |rule: &&DeviceRule| {
+            let numbers = (rule.major, rule.minor) == (Some(device.major), Some(device.minor));
+            rule.allow && numbers && rule.kind.as_deref() == Some(device.kind.as_str())
+        };
+        self.spec.linux.resources.devices.iter().rfind(about).is_some_and(|rule| !rule.access.is_empty() && !rule.access.contains('w'))
     }
 
     /// What the container is, by the annotations of containerd's CRI plugin and of CRI-O.

@@ -16,7 +16,7 @@ fn read(json: &serde_json::Value) -> Result<(), TaskError> {
     assert!(!pod.hostname.is_empty() && pod.hostname.len() <= 4 * MAX_HOSTNAME, "{:?}", pod.hostname);
     bundle.hooks("c", Path::new("/nowhere")).check()?;
     volumes::plan(bundle.mounts(), &[])?;
-    volumes::disks(&bundle, true)?;
+    volumes::disks(&bundle)?;
     Ok(())
 }
 

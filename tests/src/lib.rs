@@ -30,6 +30,7 @@ pub mod place;
 pub mod pod;
 pub mod private_registry;
 pub mod pty;
+pub mod raw;
 pub mod recorder;
 pub mod registry;
 pub mod runner;

@@ -1,18 +1,20 @@
 //! Pods, driven through the CRI socket as kubelet does it, on containerd 1.6, 1.7 and 2.x, and there in both of its ways: with a pause
 //! container, and by the Sandbox API.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::bed::{Bed, Setup};
 use tests::cri::websocket::{WebSocket, channel};
-use tests::cri::{ContainerSpec, Pod, PodSpec, Security};
+use tests::cri::{ContainerSpec, Placed, Pod, PodSpec, Security};
 use tests::oci::Image;
 use tests::runner::Test;
-use tests::{runner, tests};
+use tests::{raw, runner, tests};
 
 fn main() -> ExitCode {
     let full: &[Test] =
@@ -73,6 +75,7 @@ fn a_pod_does_what_pods_do(bed: &Bed) -> Result<()> {
     a_port_is_forwarded(&pod)?;
     what_a_container_may_do_is_the_pods_to_say(&pod, &image, &side_id)?;
     let side_id = a_container_is_started_again(&pod, &side, &side_id)?;
+    containers_have_disks(bed, &pod, &image)?;
     ensure!(pod.memory(&server_id)? > 0, "no statistics");
     ensure!(fetch(&pod, &side_id, "http://127.0.0.1:8080/data")? == "of the pod\n");
 
@@ -195,6 +198,59 @@ fn a_container_is_started_again(pod: &Pod<'_>, spec: &ContainerSpec<'_>, id: &st
     pod.remove_container(id)?;
     ensure!(pod.shell(&again, "echo there")? == "there\n");
     Ok(again)
+}
+
+/// `volumeDevices`, and a raw file: the pod's VM has been running for long.
+fn containers_have_disks(bed: &Bed, pod: &Pod<'_>, image: &str) -> Result<()> {
+    let (data, locked, volume) = (bed.base().join("data.img"), bed.base().join("locked.img"), bed.base().join("volume.img"));
+    for (path, text) in [(&data, "of the node"), (&locked, "only read"), (&volume, "a device")] {
+        raw::file(path, 8, text)?;
+    }
+    let path = |path: &Path| path.display().to_string();
+    let (data, locked) = (path(&data), path(&locked));
+    let mounts = [
+        Placed { host: &data, container: "/dev/data", readonly: false },
+        Placed { host: &locked, container: "/dev/locked", readonly: true },
+    ];
+    let device = raw::Loop::of(&volume)?;
+    let placed = |container, readonly| device.as_ref().map(|device| Placed { host: &device.path, container, readonly });
+    let devices: Vec<Placed<'_>> = [placed("/dev/xvda", false), placed("/dev/xvdb", true)].into_iter().flatten().collect();
+    let first = ContainerSpec { name: "disks", image, command: SLEEP, mounts: &mounts, devices: &devices, ..ContainerSpec::default() };
+    let second = ContainerSpec { name: "also", image, command: SLEEP, mounts: &mounts[..1], ..ContainerSpec::default() };
+    let (first, second) = (pod.start(&first)?, pod.start(&second)?);
+
+    let seen = pod.shell(&first, "head -c 11 /dev/data; head -c 9 /dev/locked; busybox blockdev --getsize64 /dev/data")?;
+    ensure!(seen == "of the nodeonly read8388608\n", "{seen}");
+    // What is synced is in the node's file, at its last block too.
+    let at_the_end = "printf end | busybox dd of=/dev/data bs=512 seek=16383 conv=fsync,notrunc";
+    pod.shell(&first, &format!("printf changed | busybox dd of=/dev/data conv=fsync,notrunc && {at_the_end}"))?;
+    let content = fs::read(&data)?;
+    ensure!(content.len() == 8 << 20 && content.starts_with(b"changednode") && content[16383 * 512..].starts_with(b"end"));
+    // The other container has the same device, and so the same cache.
+    let numbers = "busybox stat -c '%t %T' /dev/data";
+    ensure!(pod.shell(&first, numbers)? == pod.shell(&second, numbers)? && pod.shell(&second, "head -c 7 /dev/data")? == "changed");
+    ensure!(pod.shell(&first, "printf x > /dev/locked && sync /dev/locked").is_err() && fs::read(&locked)?.starts_with(b"only"));
+    if let Some(device) = &device {
+        pod.shell(&first, "head -c 8 /dev/xvda && printf by | busybox dd of=/dev/xvda conv=fsync,notrunc")?;
+        ensure!(pod.shell(&first, "busybox dd if=/dev/xvdb bs=512 count=1 iflag=direct 2>/dev/null | head -c 8")? == "bydevice");
+        ensure!(pod.shell(&first, "printf x | busybox dd of=/dev/xvdb conv=fsync,notrunc").is_err(), "{} was written to", device.path);
+    }
+
+    // Who goes leaves the disk to the other; the last to go leaves it to the node.
+    pod.shell(&first, "printf last > /dev/data")?;
+    pod.stop_container(&first, 0)?;
+    pod.remove_container(&first)?;
+    raw::nobody_has(&locked)?;
+    ensure!(!raw::holders(Path::new(&data)).is_empty() && pod.shell(&second, "head -c 7 /dev/data")? == "lastged");
+    pod.shell(&second, "printf more | busybox dd of=/dev/data conv=fsync,notrunc")?;
+    pod.stop_container(&second, 0)?;
+    pod.remove_container(&second)?;
+    raw::nobody_has(&data)?;
+    if let Some(device) = &device {
+        raw::nobody_has(&device.path)?;
+    }
+    ensure!(fs::read(&data)?.starts_with(b"moreged"));
+    Ok(())
 }
 
 /// `shareProcessNamespace: true`, in a pod whose network namespace has nothing but loopback.

@@ -38,6 +38,8 @@ pub enum Stage {
     Overlay,
     /// For the pod's network.
     Net,
+    /// For the first disk that the host serves.
+    Disk,
     /// Only in a TEE: its report device.
     Tee,
 }
@@ -49,6 +51,7 @@ impl Stage {
             "scratch" => Self::Scratch,
             "overlay" => Self::Overlay,
             "net" => Self::Net,
+            "disk" => Self::Disk,
             "tee" => Self::Tee,
             _ => return None,
         })
@@ -62,6 +65,7 @@ impl fmt::Display for Stage {
             Self::Scratch => "scratch",
             Self::Overlay => "overlay",
             Self::Net => "net",
+            Self::Disk => "disk",
             Self::Tee => "tee",
         })
     }
@@ -160,7 +164,7 @@ fn parse_list(text: &str) -> Result<Vec<Entry>, ModuleError> {
             continue;
         }
         let mut words = line.splitn(3, ' ');
-        let stage = words.next().and_then(Stage::parse).ok_or_else(|| bad("stage must be boot, scratch, overlay, net or tee"))?;
+        let stage = words.next().and_then(Stage::parse).ok_or_else(|| bad("stage must be boot, scratch, overlay, net, disk or tee"))?;
         let file = words.next().filter(|f| !f.is_empty() && !f.contains('/')).ok_or_else(|| bad("no module file"))?;
         let parameters = CString::new(words.next().unwrap_or_default().trim()).map_err(|_| bad("NUL in the parameters"))?;
         entries.push(Entry { stage, file: file.to_owned(), parameters });

@@ -45,6 +45,11 @@ impl Disk {
         Self::at(&disks.find(|path| attribute(path, "serial").as_deref() == Some(serial))?)
     }
 
+    /// The disk that the kernel has under this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::at(&Path::new(SYSFS).join(name))
+    }
+
     /// The disk whose directory of sysfs this is.
     fn at(directory: &Path) -> Option<Self> {
         let numbers = attribute(directory, "dev")?;

@@ -55,7 +55,7 @@ pub enum SpecError {
     #[error("device {0}: a guest has no devices of the host, and only character devices of its own to give; remove it")]
     Device(String),
     /// A disk.
-    #[error("disk for {0}: the guest has none; it gets disks only at its start: run the container by itself, not in a pod")]
+    #[error("disk for {0}: the guest has none; PrepareVolumes announces a container's disks before CreateContainer")]
     Disk(String),
     /// A kernel parameter.
     #[error("sysctl {0}: only the kernel parameters of IPC and of the network (net.*) can be set; remove it")]

@@ -18,6 +18,7 @@ pub mod mounts;
 mod overlay;
 pub mod pod;
 pub mod process;
+pub mod served;
 pub mod streams;
 pub mod terminal;
 pub mod users;

@@ -1,17 +1,13 @@
 //! The messages of rtnetlink(7) that have no ioctl for IPv6: a new address, a new route, a new neighbour. Each is acknowledged by
 //! the kernel.
 
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket};
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
-};
+use crate::netlink::{self, attribute};
+use nix::sys::socket::SockProtocol;
+use std::{io, net::IpAddr};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
-const NLMSG_ERROR: u16 = 2;
 /// `NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE`.
 const NEW: u16 = 0x1 | 0x4 | 0x400;
 /// `NLM_F_REPLACE`: the kernel has made the route of an address's own network already.
@@ -34,7 +30,6 @@ const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
-const HEADER: usize = 16;
 
 /// A route, as the kernel takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,17 +49,12 @@ pub struct Route {
 }
 
 /// A connection to the kernel's network configuration.
-pub struct Netlink {
-    socket: OwnedFd,
-    sequence: u32,
-}
+pub struct Netlink(netlink::Netlink);
 
 impl Netlink {
     /// Opens one.
     pub fn open() -> io::Result<Self> {
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        netlink::Netlink::open(SockProtocol::NetlinkRoute).map(Self)
     }
 
     /// Gives the device with this index an address.
@@ -84,31 +74,7 @@ impl Netlink {
     }
 
     fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-        self.sequence += 1;
-        let mut message = Vec::with_capacity(HEADER + body.len());
-        message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend([0; 4]);
-        message.extend(body);
-        send(self.socket.as_raw_fd(), &message, MsgFlags::empty())?;
-        let mut answer = [0u8; 4096];
-        let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        acknowledged(&answer[..length], self.sequence)
-    }
-}
-
-/// `struct nlmsghdr` of an acknowledgement, and the error number behind it.
-fn acknowledged(answer: &[u8], sequence: u32) -> io::Result<()> {
-    let u16_at = |at: usize| answer.get(at..at + 2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
-    let u32_at = |at: usize| answer.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-    match (u16_at(4), u32_at(8), u32_at(HEADER)) {
-        (Some(NLMSG_ERROR), Some(seen), Some(error)) if seen == sequence => match error.cast_signed() {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
-        },
-        _ => Err(io::Error::other("unexpected answer of rtnetlink")),
+        self.0.request(kind, flags, body).map(drop)
     }
 }
 
@@ -167,14 +133,6 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// `struct rtattr`, padded to four bytes.
-fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    message.extend((4 + value.len() as u16).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(value);
-    message.resize(message.len().next_multiple_of(4), 0);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,17 +169,5 @@ mod tests {
         // An index that no device has: refused, whoever asks.
         let refused = Netlink::open().unwrap().add_address(u32::MAX >> 1, "192.0.2.1".parse().unwrap(), 32).unwrap_err();
         assert!(matches!(refused.raw_os_error(), Some(libc::ENODEV | libc::EPERM)), "{refused}");
-    }
-
-    #[test]
-    fn an_answer_to_somebody_else_is_none() {
-        let mut answer = vec![0; 36];
-        answer[4] = NLMSG_ERROR as u8;
-        answer[8] = 7;
-        assert!(acknowledged(&answer, 7).is_ok());
-        assert!(acknowledged(&answer, 8).is_err());
-        assert!(acknowledged(&answer[..10], 7).is_err());
-        answer[16..20].copy_from_slice(&(-libc::EEXIST).to_ne_bytes());
-        assert_eq!(acknowledged(&answer, 7).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     }
 }

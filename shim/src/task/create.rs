@@ -148,9 +148,15 @@ impl Draft {
         let (mut plans, mut disks) = (Vec::new(), Vec::new());
         if role != Role::Sandbox {
             plans = volumes::plan(bundle.mounts(), shared)?;
-            for (volume, disk) in volumes::disks(&bundle, role == Role::Lone)? {
-                plans.push(Plan { volume, source: disk.path.clone() });
-                disks.push(disk);
+            for (number, disk) in volumes::disks(&bundle)?.into_iter().enumerate() {
+                plans.push(match role {
+                    Role::Lone => {
+                        let (plan, disk) = disk.of_vm(number);
+                        disks.push(disk);
+                        plan
+                    }
+                    _ => disk.served()?,
+                });
             }
         }
         let paths = Paths {
@@ -237,7 +243,7 @@ impl Draft {
             ..Default::default()
         };
         self.in_guest = true;
-        let volumes = Attached::attach(guest, &self.request.id, plans).await?;
+        let volumes = Attached::attach(guest, &self.tasks.served, &self.request.id, plans).await?;
         let agent = guest.agent();
         // A pull takes as long as it takes; the caller has a deadline of its own, and its end ends this.
         let answer = tokio::select! {

@@ -32,6 +32,7 @@ use crate::{
     events::Events,
     group::Group,
     guest::{Guest, Host},
+    volumes::ServedDisks,
 };
 use sandbox::PodSandbox;
 use std::{
@@ -78,6 +79,7 @@ pub struct Tasks {
     host: Box<dyn Host>,
     events: Events,
     table: Mutex<Table>,
+    served: ServedDisks,
     /// Number of places taken, and of pods.
     taken: watch::Sender<usize>,
     shutdown: Notify,
@@ -87,7 +89,7 @@ impl Tasks {
     /// None yet.
     pub fn new(settings: Settings, host: Box<dyn Host>, events: Events) -> Self {
         let (table, taken) = (Mutex::default(), watch::Sender::new(0));
-        Self { settings, host, events, table, taken, shutdown: Notify::new() }
+        Self { settings, host, events, table, served: ServedDisks::default(), taken, shutdown: Notify::new() }
     }
 
     /// Returns once containerd has asked to end and nothing is left.

@@ -40,6 +40,8 @@ impl Tasks {
         } else {
             forget_in_guest(container, &container.init).await;
         }
+        // Not before: what the container has written last is on its way until then.
+        container.volumes.let_go();
         container.hooks.after_delete().await;
         if container.init.state() == State::Created {
             self.report_exit(&container.init, exit);

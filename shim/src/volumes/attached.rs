@@ -1,7 +1,14 @@
 //! A container's volumes while it lives: copied in before it is made, refreshed when kubelet swaps them, its termination log taken out.
 
-use super::{Plan, VolumeError, send::send};
-use crate::{guest::Guest, task::TaskError};
+use super::{
+    Plan, VolumeError,
+    send::send,
+    served::{Served, ServedDisks},
+};
+use crate::{
+    guest::{Duplex, Guest},
+    task::TaskError,
+};
 use protocol::{
     api,
     line::{self, LineError},
@@ -12,7 +19,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{task::AbortHandle, time::timeout};
@@ -30,9 +37,10 @@ const LOOK: Duration = if cfg!(test) { Duration::from_millis(20) } else { Durati
 /// The link whose swap is a change (see `guest-agent`, `volumes::refresh`).
 const DATA: &str = "..data";
 
-/// A container's volumes. Dropping it ends their refreshing.
+/// A container's volumes. Dropping it ends their refreshing, and its part in its disks.
 #[derive(Default)]
 pub struct Attached {
+    disks: Mutex<Vec<Arc<Served>>>,
     /// Number and place on the host of the termination log.
     log: Option<(u32, PathBuf)>,
     watching: Option<AbortHandle>,
@@ -47,8 +55,8 @@ impl Drop for Attached {
 }
 
 impl Attached {
-    /// Announces and copies a container's volumes, before it is made.
-    pub async fn attach(guest: &Arc<dyn Guest>, container_id: &str, plans: Vec<Plan>) -> Result<Self, TaskError> {
+    /// Announces and copies a container's volumes, and has its disks served, before it is made.
+    pub async fn attach(guest: &Arc<dyn Guest>, served: &ServedDisks, container_id: &str, plans: Vec<Plan>) -> Result<Self, TaskError> {
         if plans.is_empty() {
             return Ok(Self::default());
         }
@@ -62,6 +70,14 @@ impl Attached {
             // What the guest says is not believed either.
             let plan = plan.ok_or_else(|| TaskError::Sandbox(format!("the guest wants volume {number}, which there is not")))?;
             let copy = Copy { id: VolumeId { container_id: container_id.to_owned(), number: number as usize }, plan: plan.clone() };
+            if let Some(disk) = &plan.disk {
+                let share = served.share(disk.name(), plan.volume.readonly);
+                let stream = timeout(COPY, copy.connect_disk(&**guest)).await;
+                share.serve(disk.clone(), stream.unwrap_or_else(|_| Err(copy.failed(LineError::Io(io::ErrorKind::TimedOut.into()))))?);
+                log::info!(container = container_id, destination = plan.volume.destination, bytes = disk.bytes(); "disk served");
+                attached.disks.get_mut().unwrap_or_else(PoisonError::into_inner).push(share);
+                continue;
+            }
             let seen = copy.link();
             copy.send(&**guest).await?;
             if plan.volume.read_back {
@@ -75,6 +91,11 @@ impl Attached {
             attached.watching = Some(tokio::spawn(watch(guest.clone(), changing)).abort_handle());
         }
         Ok(attached)
+    }
+
+    /// Ends the container's part in its disks: what was opened for it is closed, if no other has it.
+    pub fn let_go(&self) {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Takes out what the container left in its termination log. What fails here is not worth the container's exit.
@@ -146,6 +167,13 @@ impl Copy {
             (Ok(()), Ok(_)) => Ok(()),
             (Err(error), Ok(_)) => Err(self.failed(LineError::Refused(error.to_string()))),
         }
+    }
+
+    /// Connects a disk; it is in the guest when this returns.
+    async fn connect_disk(&self, guest: &dyn Guest) -> Result<Box<dyn Duplex>, VolumeError> {
+        let mut stream = guest.volume(&self.id).await.map_err(|error| self.failed(error))?;
+        line::read_answer(&mut stream).await.map_err(|error| self.failed(error))?;
+        Ok(stream)
     }
 
     fn failed(&self, source: LineError) -> VolumeError {

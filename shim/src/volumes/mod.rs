@@ -1,16 +1,22 @@
 //! Volumes: nothing of the host's is shared with a guest, so what a container is to find of it is copied in, and what it leaves in its
 //! termination log is copied out.
 //!
-//! - [`plan`]: what each bind mount of the spec becomes. - [`disk`]: which of them are disks. - [`subpath`]: which part of a volume a mount is. - [`send`]: one copy. - [`attached`]: a container's volumes while it lives.
+//! - [`plan`]: what each bind mount of the spec becomes. - [`subpath`]: which part of a volume a mount is. - [`send`]: one copy. - [`attached`]: a container's volumes while it lives.
+//! - [`probe`]: which mounts are disks. - [`disks`]: those that a container has. - [`server`]: one of them, as a guest asks for it. - [`served`]: those that are served.
 
 mod attached;
-mod disk;
+mod disks;
 mod plan;
+mod probe;
 mod send;
+mod served;
+mod server;
 mod subpath;
 
 pub use attached::Attached;
-pub use plan::{Plan, disks, plan};
+pub use disks::disks;
+pub use plan::{Plan, plan};
+pub use served::ServedDisks;
 
 use protocol::line::LineError;
 use std::{io, path::PathBuf};

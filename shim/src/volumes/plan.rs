@@ -1,23 +1,24 @@
 //! What each bind mount of a spec becomes: a copy, an empty directory of the guest's own, the image's own content, a shared directory where
 //! the configuration has one, or a refusal.
 
-use super::{VolumeError, disk, subpath};
-use crate::bundle::{Bundle, Mount};
+use super::{VolumeError, probe, server::DiskFile, subpath};
+use crate::bundle::Mount;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use protobuf::EnumOrUnknown;
 use protocol::{
     api::{self, VolumeKind},
     volume::{MAX_BYTES, MAX_ENTRIES, MAX_VOLUMES},
 };
-use runtime::vmm::{Disk, shared::tag};
+use runtime::vmm::shared::tag;
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 /// Made by the agent, whatever the host has there.
-const OWN: &[&str] = &["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup"];
+pub(super) const OWN: &[&str] = &["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup"];
 /// Files that runtimes bind into every container, writable; each container of a guest has a copy of its own.
 const FILES: &[&str] = &["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
 /// Kubelet's volumes that it writes itself and mounts read-only.
@@ -26,12 +27,14 @@ const WRITTEN_BY_KUBELET: &[&str] =
 pub(super) const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// One volume of a container.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// As the guest is told.
     pub volume: api::Volume,
     /// On the host.
     pub source: PathBuf,
+    /// Of a disk that is served: what is.
+    pub disk: Option<Arc<DiskFile>>,
 }
 
 /// Plans the volumes of a container; those that the agent makes by itself are not in the list. `shared` are the directories of the host that
@@ -46,55 +49,19 @@ pub fn plan(mounts: &[Mount], shared: &[PathBuf]) -> Result<Vec<Plan>, VolumeErr
         if OWN.contains(&destination.as_str()) || (destination == "/dev/shm" && !mount.source.components().any(is_empty_dir)) {
             continue;
         }
-        if disk::is_one(mount, &destination) {
+        if probe::is_disk(mount, &destination) {
             continue;
         }
         let mut volume = kind(mount, &destination, shared)?;
         // What is mounted twice at one place is seen once: the last one.
         plans.retain(|plan: &Plan| plan.volume.destination != destination);
         volume.destination = destination;
-        plans.push(Plan { volume, source: mount.source.clone() });
+        plans.push(Plan { volume, source: mount.source.clone(), disk: None });
         if plans.len() > MAX_VOLUMES {
             return Err(refused(format!("a container has at most {MAX_VOLUMES} volumes")));
         }
     }
     Ok(plans)
-}
-
-/// Plans the disks of a container: block devices of its spec, and disks or raw files that are bound to a place. `alone` says that
-/// its VM is made for it: a guest gets no disk later.
-pub fn disks(bundle: &Bundle, alone: bool) -> Result<Vec<(api::Volume, Disk)>, VolumeError> {
-    let mut found: Vec<(String, PathBuf, bool)> = Vec::new();
-    for mount in bundle.mounts().iter().filter(|mount| mount.is_bind()) {
-        if let Some(destination) = shortest(&mount.destination).filter(|path| disk::is_one(mount, path)) {
-            found.push((destination, mount.source.clone(), mount.is_readonly()));
-        }
-    }
-    // A privileged container's list has every disk of the host; it gets those of its guest.
-    for device in bundle.devices().iter().filter(|device| device.kind == "b" && !bundle.is_privileged()) {
-        let Some(destination) = shortest(&device.path) else { continue };
-        let uevent = fs::read_to_string(format!("/sys/dev/block/{}:{}/uevent", device.major, device.minor)).unwrap_or_default();
-        let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).unwrap_or(&device.path);
-        found.push((destination, Path::new("/dev").join(name), false));
-    }
-    if let (false, Some((destination, source_path, _))) = (alone, found.first()) {
-        let rule = "a guest gets disks only at its start, which was its pod's; run the container by itself".to_owned();
-        return Err(VolumeError::Refused { source_path: source_path.clone(), destination: destination.clone(), rule });
-    }
-    let disk = |(number, (destination, source, readonly)): (usize, (String, PathBuf, bool))| {
-        let failed = |source_path: &Path, source| VolumeError::Read {
-            source_path: source_path.to_owned(),
-            destination: destination.clone(),
-            source,
-        };
-        let path = fs::canonicalize(&source).map_err(|error| failed(&source, error))?;
-        let device = fs::metadata(&path).map_err(|error| failed(&path, error))?.file_type().is_block_device();
-        let serial = format!("disk{number}");
-        let kind = EnumOrUnknown::new(VolumeKind::DISK);
-        let volume = api::Volume { destination: destination.clone(), kind, readonly, name: serial.clone(), ..Default::default() };
-        Ok((volume, Disk { path, device, readonly, serial }))
-    };
-    found.into_iter().enumerate().map(disk).collect()
 }
 
 fn kind(mount: &Mount, destination: &str, shared: &[PathBuf]) -> Result<api::Volume, VolumeError> {
@@ -192,7 +159,7 @@ fn measure(path: &Path, found: &Metadata, bytes: &mut u64, entries: &mut usize) 
 }
 
 /// The path in its shortest spelling.
-fn shortest(path: &str) -> Option<String> {
+pub(super) fn shortest(path: &str) -> Option<String> {
     let mut text = String::new();
     for component in Path::new(path).components() {
         match component {
@@ -339,27 +306,6 @@ mod tests {
         fs::create_dir(&many).unwrap();
         (0..MAX_ENTRIES).for_each(|n| fs::write(many.join(n.to_string()), "").unwrap());
         assert!(one(&many, "/data", &["ro"]).unwrap_err().to_string().contains("entries"));
-    }
-
-    #[test]
-    fn disks_are_bound_below_dev_and_only_to_a_vm_that_is_being_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let (raw, text) = (dir.path().join("raw.img"), dir.path().join("text"));
-        fs::File::create(&raw).unwrap().set_len(1 << 20).unwrap();
-        fs::write(&text, "not a disk").unwrap();
-        let mounts = serde_json::json!([
-            {"destination": "/dev/data", "type": "bind", "source": raw, "options": ["rbind", "ro"]},
-            {"destination": "/dev/text", "type": "bind", "source": text, "options": ["rbind", "ro"]},
-        ]);
-        fs::write(dir.path().join("config.json"), serde_json::json!({"mounts": mounts}).to_string()).unwrap();
-        let bundle = Bundle::read(dir.path()).unwrap();
-        let planned = disks(&bundle, true).unwrap();
-        assert_eq!(planned.len(), 1);
-        let (volume, disk) = &planned[0];
-        assert_eq!((volume.destination.as_str(), volume.name.as_str(), disk.readonly, disk.device), ("/dev/data", "disk0", true, false));
-        assert_eq!(plan(bundle.mounts(), &[]).unwrap().len(), 1);
-        let error = disks(&bundle, false).unwrap_err().to_string();
-        assert!(error.contains("only at its start") && error.contains("raw.img"), "{error}");
     }
 
     #[test]

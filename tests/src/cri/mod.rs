@@ -102,8 +102,23 @@ pub struct ContainerSpec<'a> {
     pub command: &'a [&'a str],
     /// Whether it has a standard input that stays open.
     pub stdin: bool,
+    /// What of the node's it has mounted.
+    pub mounts: &'a [Placed<'a>],
+    /// Which block devices of the node's it has (`volumeDevices`).
+    pub devices: &'a [Placed<'a>],
     /// What kubelet makes of a `securityContext`.
     pub security: Security,
+}
+
+/// Something of the node's, and where a container has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<'a> {
+    /// On the node.
+    pub host: &'a str,
+    /// In the container.
+    pub container: &'a str,
+    /// Whether it is only to be read.
+    pub readonly: bool,
 }
 
 /// How much a container may do.
@@ -315,6 +330,8 @@ impl Pod<'_> {
             command: spec.command.iter().map(|word| (*word).to_owned()).collect(),
             log_path: log_path(spec),
             stdin: spec.stdin,
+            mounts: spec.mounts.iter().map(mount).collect(),
+            devices: spec.devices.iter().map(device).collect(),
             linux: MessageField::some(pb::LinuxContainerConfig { security_context: MessageField::some(security), ..Default::default() }),
             ..Default::default()
         };
@@ -477,6 +494,17 @@ impl Drop for Pod<'_> {
 
 fn log_path(spec: &ContainerSpec<'_>) -> String {
     format!("{}_{}.log", spec.name, spec.attempt)
+}
+
+fn mount(placed: &Placed<'_>) -> pb::Mount {
+    let (host_path, container_path) = (placed.host.to_owned(), placed.container.to_owned());
+    pb::Mount { host_path, container_path, readonly: placed.readonly, ..Default::default() }
+}
+
+/// With the permissions that kubelet gives it.
+fn device(placed: &Placed<'_>) -> pb::Device {
+    let (host_path, container_path) = (placed.host.to_owned(), placed.container.to_owned());
+    pb::Device { host_path, container_path, permissions: if placed.readonly { "r" } else { "mrw" }.to_owned(), ..Default::default() }
 }
 
 fn image_spec(image: &str) -> pb::ImageSpec {

@@ -6,6 +6,7 @@
 //! others fail. The monitor is hostile as well: it gives every guest devices that nobody asked for.
 
 mod bed;
+mod disks;
 mod host;
 mod images;
 mod inside;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use tests::{runner, tests};
 
 use bed::HostileBed;
+use disks::a_disk_of_a_lying_host_fails_and_nothing_else;
 use images::other_images_and_other_bytes_are_refused;
 use inside::{a_container_cannot_reach_the_guest, only_the_image_says_what_stays_writable_in_a_read_only_root};
 use place::{a_failed_creation_gives_its_place_back, a_place_is_taken_once_side_by_side};
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
             every_request_in_every_state_has_its_answer,
             streams_and_volumes_are_those_that_were_admitted,
             ports_of_the_loopback_stay_closed,
+            a_disk_of_a_lying_host_fails_and_nothing_else,
             a_flood_is_outlived,
         ],
     )

@@ -20,8 +20,9 @@ use super::{
     host_spec::{SpecError, printable},
     in_root::InRoot,
     mounts::Binds,
+    served::{self, Served, ServedDisks},
 };
-use crate::sandbox::Sandbox;
+use crate::{boot::modules::Stage, sandbox::Sandbox};
 use attestation::BrokerClient;
 use nix::{
     mount::{MsFlags, mount},
@@ -61,6 +62,7 @@ const MEMORY: &str = "/run/cloister/memory";
 pub struct Volumes {
     // Never held across an await.
     prepared: Mutex<HashMap<String, Arc<Prepared>>>,
+    served: ServedDisks,
     /// Empty directories by name. Held while one is made: of two containers that want it, one makes it.
     empty: Mutex<HashMap<String, PathBuf>>,
     next: AtomicU64,
@@ -97,6 +99,8 @@ enum Source {
     Image,
     /// A disk, by its serial.
     Disk(String),
+    /// A disk that the host serves; it, once it is connected. Held while that is done.
+    Served(served::Wanted, tokio::sync::Mutex<Option<Arc<Served>>>),
 }
 
 /// What a bind mount of the host's spec becomes.
@@ -119,6 +123,11 @@ impl Volumes {
             shared::admit(sandbox.tee(), sandbox.policy(), volume)?;
         }
         let taken = request.volumes.iter().map(|volume| admit(sandbox.policy(), volume)).collect::<Result<Vec<_>, _>>()?;
+        if request.volumes.iter().any(|volume| volume.kind.enum_value_or_default() == VolumeKind::SERVED_DISK) {
+            let modules = sandbox.modules();
+            let loaded = tokio::task::spawn_blocking(move || modules.load(Stage::Disk)).await;
+            loaded.map_err(|e| ContainerError::State(format!("disks: {e}")))??;
+        }
         let home = sandbox.scratch().await?.containers().join("volumes");
         self.broker.get_or_init(|| sandbox.kept_broker());
         self.make(request, &taken, &home, sandbox.policy())
@@ -145,6 +154,7 @@ impl Volumes {
                 (true, VolumeKind::COPY) => Source::Copy(tokio::sync::Mutex::default()),
                 (true, VolumeKind::IMAGE) => Source::Image,
                 (true, VolumeKind::DISK) => Source::Disk(volume.name.clone()),
+                (true, VolumeKind::SERVED_DISK) => Source::Served(served::Wanted::of(volume), tokio::sync::Mutex::default()),
                 (true, VolumeKind::SHARED) => {
                     let failed = ContainerError::io(format!("directory of the host at {}", volume.destination));
                     let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -168,7 +178,7 @@ impl Volumes {
             let readonly = volume.readonly || kept;
             prepared.volumes.push(Volume { destination: volume.destination.clone(), readonly, read_back, source });
         }
-        let wanted = (0u32..).zip(&prepared.volumes).filter(|(_, volume)| matches!(volume.source, Source::Copy(_)));
+        let wanted = (0u32..).zip(&prepared.volumes).filter(|(_, volume)| matches!(volume.source, Source::Copy(_) | Source::Served(..)));
         let wanted = wanted.map(|(number, _)| number).collect();
         table.insert(request.container_id.clone(), Arc::new(prepared));
         Ok(wanted)
@@ -238,8 +248,8 @@ impl Prepared {
         let bind = match &volume.source {
             Source::LeftOut => Bind::Nothing,
             // Below /dev it is a device node, and no mount.
-            Source::Disk(_) if destination.starts_with("/dev/") => Bind::Nothing,
-            Source::Disk(_) => Bind::Disk,
+            Source::Disk(_) | Source::Served(..) if destination.starts_with("/dev/") => Bind::Nothing,
+            Source::Disk(_) | Source::Served(..) => Bind::Disk,
             Source::Empty(path) => Bind::Path(path.clone()),
             Source::Part(part) => Bind::Path(part.place().to_owned()),
             Source::Image => Bind::Image,
@@ -277,8 +287,8 @@ impl Prepared {
                     wanted.copied.extend(copy.clone());
                     held.push(copy);
                 }
-                Source::Disk(_) if !destination.starts_with("/dev/") => wanted.disks.push(destination.clone()),
-                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Part(_) => {}
+                Source::Disk(_) | Source::Served(..) if !destination.starts_with("/dev/") => wanted.disks.push(destination.clone()),
+                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Served(..) | Source::Part(_) => {}
             }
         }
         let (decided, place) = decide(&wanted)?;
@@ -289,15 +299,21 @@ impl Prepared {
     }
 
     /// Its disks, and where each is to be. One that the guest does not have is an error.
-    pub fn disks(&self) -> Result<Vec<(String, Disk)>, SpecError> {
-        let disk = |volume: &Volume| match &volume.source {
-            Source::Disk(serial) => {
-                let disk = Disk::with_serial(serial).ok_or_else(|| SpecError::Disk(printable(&volume.destination)));
-                Some(disk.map(|disk| (volume.destination.clone(), disk)))
-            }
-            _ => None,
-        };
-        self.volumes.iter().filter_map(disk).collect()
+    pub fn disks(&self) -> Result<Vec<(String, Disk)>, ContainerError> {
+        let mut disks = Vec::new();
+        for Volume { destination, source, .. } in &self.volumes {
+            let disk = match source {
+                Source::Disk(serial) => Disk::with_serial(serial).ok_or_else(|| SpecError::Disk(printable(destination)))?,
+                Source::Served(_, served) => {
+                    let served = served.try_lock().ok().and_then(|served| served.as_ref().map(|served| served.disk()));
+                    let missing = || format!("disk at {destination} was announced and is not connected; connect it before CreateContainer");
+                    served.ok_or_else(|| ContainerError::State(missing()))?
+                }
+                _ => continue,
+            };
+            disks.push((destination.clone(), disk));
+        }
+        Ok(disks)
     }
 
     /// Makes a working directory that lies in one of the volumes.
@@ -308,7 +324,7 @@ impl Prepared {
                 Source::Copy(_) => self.place(number),
                 Source::Empty(path) => path.clone(),
                 Source::Part(part) => part.place().to_owned(),
-                Source::LeftOut | Source::Image | Source::Disk(_) => continue,
+                Source::LeftOut | Source::Image | Source::Disk(_) | Source::Served(..) => continue,
             };
             if place.is_dir() {
                 InRoot::open(&place)?.make_dirs(rest)?;
@@ -321,10 +337,11 @@ impl Prepared {
 /// Whether the container gets it. What it can do without is left out where the policy does not have it; anything else is refused.
 fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
     let kind = volume.kind.enum_value_or_default();
-    if kind == VolumeKind::DISK && !volume.destination.starts_with("/dev/") {
+    let is_disk = matches!(kind, VolumeKind::DISK | VolumeKind::SERVED_DISK);
+    if is_disk && !volume.destination.starts_with("/dev/") {
         return policy.mounted_disk(&volume.destination).map(|()| true);
     }
-    if kind == VolumeKind::DISK {
+    if is_disk {
         policy.overrides(&Overrides { devices: vec![volume.destination.clone()], ..Overrides::default() })?;
         return Ok(true);
     }
@@ -340,7 +357,7 @@ fn admit(policy: &Policy, volume: &api::Volume) -> Result<bool, Denial> {
             policy.copied(&nothing, None).map(|()| true)
         }
         // Of a shared one more is asked, see there.
-        VolumeKind::IMAGE | VolumeKind::DISK | VolumeKind::SHARED => Ok(true),
+        VolumeKind::IMAGE | VolumeKind::DISK | VolumeKind::SERVED_DISK | VolumeKind::SHARED => Ok(true),
     }
 }
 

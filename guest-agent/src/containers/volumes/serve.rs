@@ -1,7 +1,7 @@
 //! The port at which the host delivers copies.
 
 use super::{Prepared, Source, Volumes, receive::receive, refresh, unseal};
-use crate::vsock;
+use crate::{containers::served::Carrier, vsock};
 use attestation::ResourceUri;
 use log::{debug, info, warn};
 use policy::Copied;
@@ -15,11 +15,7 @@ use std::{
     path::Path,
     sync::Arc,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, BufReader},
-    sync::Semaphore,
-    time::timeout,
-};
+use tokio::{io::BufReader, sync::Semaphore, time::timeout};
 use tokio_vsock::VsockListener;
 
 /// Copies that may be under way at the same time.
@@ -48,25 +44,40 @@ impl Volumes {
         }
     }
 
-    /// One copy, and its answer.
-    async fn take(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), VolumeError> {
+    /// One copy, or one disk, and its answer.
+    async fn take(&self, stream: impl Carrier) -> Result<(), VolumeError> {
         let mut stream = BufReader::new(stream);
-        let copied = timeout(LONGEST, self.copy(&mut stream)).await;
-        let copied = copied.unwrap_or_else(|_| Err(VolumeError::Entry(format!("the copy took longer than {} s", LONGEST.as_secs()))));
-        match copied {
-            Ok(()) => line::accept(&mut stream).await?,
-            Err(e) => line::refuse(&mut stream, &e.to_string()).await?,
+        let taken = timeout(LONGEST, self.deliver(&mut stream)).await;
+        let taken = taken.unwrap_or_else(|_| Err(VolumeError::Entry(format!("the copy took longer than {} s", LONGEST.as_secs()))));
+        if let Err(e) = taken {
+            line::refuse(&mut stream, &e.to_string()).await?;
         }
         Ok(())
     }
 
-    async fn copy(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<(), VolumeError> {
+    async fn deliver(&self, stream: &mut BufReader<impl Carrier>) -> Result<(), VolumeError> {
         let greeting = line::read_line(stream).await?;
         let id = VolumeId::parse(&greeting)?;
         let refused = |text: &str| VolumeError::Entry(format!("{text}: {greeting}"));
         let prepared = self.of(&id.container_id).ok_or_else(|| refused("no such volume is announced"))?;
         let volume = prepared.volumes.get(id.number).ok_or_else(|| refused("no such volume is announced"))?;
-        let Source::Copy(copied) = &volume.source else { return Err(refused("nothing is to be copied here")) };
+        let copied = match &volume.source {
+            Source::Copy(copied) => copied,
+            Source::Served(wanted, place) => {
+                let mut place = place.lock().await;
+                if place.is_some() {
+                    return Err(refused("this disk is connected already"));
+                }
+                line::accept(stream).await?;
+                let connecting = self.served.connect(wanted).await.map_err(|e| VolumeError::Entry(e.to_string()))?;
+                // Before the first request, which comes once a container has it.
+                line::accept(stream).await?;
+                *place = Some(connecting.carry(stream.get_ref())?);
+                info!(container = id.container_id, destination = volume.destination; "disk connected");
+                return Ok(());
+            }
+            _ => return Err(refused("nothing is to be copied here")),
+        };
         // One after the other: a host that begins again may be here before its broken copy is cleared away.
         let mut copied = copied.lock().await;
         line::accept(stream).await?;
@@ -83,7 +94,7 @@ impl Volumes {
         let new = result?;
         info!(container = id.container_id, destination = volume.destination, again = copied.is_some(); "volume copied");
         *copied = Some(new);
-        Ok(())
+        Ok(line::accept(stream).await?)
     }
 }
 

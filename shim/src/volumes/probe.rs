@@ -19,7 +19,7 @@ const SEALED: &[u8] = b"cloister-sealed1";
 
 /// Whether a mount is a disk: below /dev, where the usual files and directories make no sense but for a termination log, a disk or any raw file;
 /// elsewhere a disk, or a raw file that is written to and looks like one: files that are only read are copied.
-pub(super) fn is_one(mount: &Mount, destination: &str) -> bool {
+pub(super) fn is_disk(mount: &Mount, destination: &str) -> bool {
     if is_termination_log(&mount.source) {
         return false;
     }
@@ -27,7 +27,7 @@ pub(super) fn is_one(mount: &Mount, destination: &str) -> bool {
     if found.file_type().is_block_device() {
         return true;
     }
-    let raw = found.is_file() && found.len() > 0 && found.len() % SECTOR == 0;
+    let raw = found.is_file() && found.len() > 0 && found.len().is_multiple_of(SECTOR);
     raw && (destination.starts_with("/dev/") || (!mount.is_readonly() && looks_like_one(&mount.source)))
 }
 
@@ -50,7 +50,7 @@ mod tests {
         let is = |content: &[u8], destination: &str, option: &str| {
             fs::write(&source, content).unwrap();
             let options = vec!["rbind".to_owned(), option.to_owned()];
-            is_one(&Mount { destination: destination.into(), kind: "bind".into(), source: source.clone(), options }, destination)
+            is_disk(&Mount { destination: destination.into(), kind: "bind".into(), source: source.clone(), options }, destination)
         };
         let blank = vec![0; 8192];
         let with = |at: usize, bytes: &[u8]| {
