@@ -203,7 +203,8 @@ fn a_container_is_started_again(pod: &Pod<'_>, spec: &ContainerSpec<'_>, id: &st
 /// `volumeDevices`, and a raw file: the pod's VM has been running for long.
 fn containers_have_disks(bed: &Bed, pod: &Pod<'_>, image: &str) -> Result<()> {
     let (data, locked, volume) = (bed.base().join("data.img"), bed.base().join("locked.img"), bed.base().join("volume.img"));
-    for (path, text) in [(&data, "of the node"), (&locked, "only read"), (&volume, "a device")] {
+    let kept = bed.base().join("kept.img");
+    for (path, text) in [(&data, "of the node"), (&locked, "only read"), (&volume, "a device"), (&kept, "a device")] {
         raw::file(path, 8, text)?;
     }
     let path = |path: &Path| path.display().to_string();
@@ -212,9 +213,10 @@ fn containers_have_disks(bed: &Bed, pod: &Pod<'_>, image: &str) -> Result<()> {
         Placed { host: &data, container: "/dev/data", readonly: false },
         Placed { host: &locked, container: "/dev/locked", readonly: true },
     ];
-    let device = raw::Loop::of(&volume)?;
-    let placed = |container, readonly| device.as_ref().map(|device| Placed { host: &device.path, container, readonly });
-    let devices: Vec<Placed<'_>> = [placed("/dev/xvda", false), placed("/dev/xvdb", true)].into_iter().flatten().collect();
+    let (device, other) = (raw::Loop::of(&volume)?, raw::Loop::of(&kept)?);
+    let writable = device.as_ref().map(|device| Placed { host: &device.path, container: "/dev/xvda", readonly: false });
+    let readable = other.as_ref().map(|device| Placed { host: &device.path, container: "/dev/xvdb", readonly: true });
+    let devices: Vec<Placed<'_>> = [writable, readable].into_iter().flatten().collect();
     let first = ContainerSpec { name: "disks", image, command: SLEEP, mounts: &mounts, devices: &devices, ..ContainerSpec::default() };
     let second = ContainerSpec { name: "also", image, command: SLEEP, mounts: &mounts[..1], ..ContainerSpec::default() };
     let (first, second) = (pod.start(&first)?, pod.start(&second)?);
@@ -232,8 +234,12 @@ fn containers_have_disks(bed: &Bed, pod: &Pod<'_>, image: &str) -> Result<()> {
     ensure!(pod.shell(&first, "printf x > /dev/locked && sync /dev/locked").is_err() && fs::read(&locked)?.starts_with(b"only"));
     if let Some(device) = &device {
         pod.shell(&first, "head -c 8 /dev/xvda && printf by | busybox dd of=/dev/xvda conv=fsync,notrunc")?;
-        ensure!(pod.shell(&first, "busybox dd if=/dev/xvdb bs=512 count=1 iflag=direct 2>/dev/null | head -c 8")? == "bydevice");
-        ensure!(pod.shell(&first, "printf x | busybox dd of=/dev/xvdb conv=fsync,notrunc").is_err(), "{} was written to", device.path);
+        ensure!(fs::read(&volume)?.starts_with(b"bydevice"), "what was synced is not in the volume");
+        ensure!(pod.shell(&first, "head -c 8 /dev/xvdb")? == "a device");
+        ensure!(
+            pod.shell(&first, "printf x | busybox dd of=/dev/xvdb conv=fsync,notrunc").is_err(),
+            "a device that is only read was written to"
+        );
     }
 
     // Who goes leaves the disk to the other; the last to go leaves it to the node.
