@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use tests::cri::websocket::{WebSocket, channel};
 use tests::cri::{ContainerSpec, Placed, Pod, PodSpec, Security};
 use tests::oci::Image;
 use tests::runner::Test;
-use tests::{raw, runner, tests};
+use tests::{command, raw, runner, tests};
 
 fn main() -> ExitCode {
     let full: &[Test] =
@@ -34,6 +34,8 @@ fn main() -> ExitCode {
 
 /// Serves a file by HTTP, of busybox.
 const SERVER: &[&str] = &["/bin/sh", "-c", "echo serving; echo oops >&2; exec /bin/busybox httpd -f -p 8080 -h /srv"];
+/// How long a tool of a file system may take.
+const MKFS: Duration = Duration::from_secs(60);
 const SLEEP: &[&str] = &["/bin/sleep", "3600"];
 
 fn image(bed: &Bed) -> Result<String> {
@@ -207,11 +209,18 @@ fn containers_have_disks(bed: &Bed, pod: &Pod<'_>, image: &str) -> Result<()> {
     for (path, text) in [(&data, "of the node"), (&locked, "only read"), (&volume, "a device"), (&kept, "a device")] {
         raw::file(path, 8, text)?;
     }
+    // One with a file system, to be mounted.
+    let (tree, hello) = (bed.base().join("tree.img"), bed.base().join("tree"));
+    fs::create_dir(&hello)?;
+    fs::write(hello.join("hello"), "from the node\n")?;
+    raw::file(&tree, 32, "")?;
+    command::run(Command::new("/usr/sbin/mkfs.ext4").arg("-q").arg("-d").arg(&hello).arg(&tree), MKFS)?.succeeded()?;
     let path = |path: &Path| path.display().to_string();
-    let (data, locked) = (path(&data), path(&locked));
+    let (data, locked, tree) = (path(&data), path(&locked), path(&tree));
     let mounts = [
         Placed { host: &data, container: "/dev/data", readonly: false },
         Placed { host: &locked, container: "/dev/locked", readonly: true },
+        Placed { host: &tree, container: "/tree", readonly: false },
     ];
     let (device, other) = (raw::Loop::of(&volume)?, raw::Loop::of(&kept)?);
     let writable = device.as_ref().map(|device| Placed { host: &device.path, container: "/dev/xvda", readonly: false });
@@ -232,7 +241,7 @@ fn containers_have_disks(bed: &Bed, pod: &Pod<'_>, image: &str) -> Result<()> {
     let numbers = "busybox stat -c '%t %T' /dev/data";
     ensure!(pod.shell(&first, numbers)? == pod.shell(&second, numbers)? && pod.shell(&second, "head -c 7 /dev/data")? == "changed");
     ensure!(pod.shell(&first, "printf x > /dev/locked && sync /dev/locked").is_err() && fs::read(&locked)?.starts_with(b"only"));
-    if let Some(device) = &device {
+    if device.is_some() {
         pod.shell(&first, "head -c 8 /dev/xvda && printf by | busybox dd of=/dev/xvda conv=fsync,notrunc")?;
         ensure!(fs::read(&volume)?.starts_with(b"bydevice"), "what was synced is not in the volume");
         ensure!(pod.shell(&first, "head -c 8 /dev/xvdb")? == "a device");
@@ -242,11 +251,16 @@ fn containers_have_disks(bed: &Bed, pod: &Pod<'_>, image: &str) -> Result<()> {
         );
     }
 
+    ensure!(pod.shell(&first, "cat /tree/hello; echo kept > /tree/back; sync")? == "from the node\n");
+
     // Who goes leaves the disk to the other; the last to go leaves it to the node.
     pod.shell(&first, "printf last > /dev/data")?;
     pod.stop_container(&first, 0)?;
     pod.remove_container(&first)?;
     raw::nobody_has(&locked)?;
+    raw::nobody_has(&tree)?;
+    let back = command::run(Command::new("/usr/sbin/debugfs").args(["-R", "cat back", &tree]), MKFS)?.succeeded()?;
+    ensure!(back.text() == "kept\n", "{back:?}");
     ensure!(!raw::holders(Path::new(&data)).is_empty() && pod.shell(&second, "head -c 7 /dev/data")? == "lastged");
     pod.shell(&second, "printf more | busybox dd of=/dev/data conv=fsync,notrunc")?;
     pod.stop_container(&second, 0)?;
