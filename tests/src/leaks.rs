@@ -119,7 +119,8 @@ pub fn processes(text: &str, except: &[u32]) -> Traces {
         .collect()
 }
 
-/// Ids and command lines of the processes whose command line has `text` in it, but for this one.
+/// Ids and command lines of the processes whose command line has `text` in it, but for this one. A VM's scratch file has no name that could
+/// stand there: of QEMU, what it has open counts too.
 pub fn pids_with(text: &str) -> Vec<(u32, String)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -130,15 +131,20 @@ pub fn pids_with(text: &str) -> Vec<(u32, String)> {
             // Empty for a zombie and for a kernel thread.
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            line.contains(text).then_some((pid, line))
+            (line.contains(text) || (line.contains("qemu-system") && has_open(pid, text))).then_some((pid, line))
         })
         .collect()
+}
+
+fn has_open(pid: u32, text: &str) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| target.to_string_lossy().contains(text))
 }
 
 /// The `program` with `text` in its command line that serves a sandbox. The short-lived `start` and `delete` of a shim carry their verb.
 pub fn serving(program: &str, text: &str) -> Option<u32> {
     let verb = |line: &str| line.split_whitespace().any(|word| word == "start" || word == "delete");
-    pids_with(program).into_iter().find(|(_, line)| line.contains(text) && !verb(line)).map(|(pid, _)| pid)
+    pids_with(text).into_iter().find(|(_, line)| line.contains(program) && !verb(line)).map(|(pid, _)| pid)
 }
 
 fn mounts(text: &str) -> Traces {
